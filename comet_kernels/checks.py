@@ -1,0 +1,62 @@
+"""Argument checks shared by the ops: one `ValueError` line that names the argument, what came and what was expected."""
+
+import math
+
+import torch
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def expect(condition: bool, argument: str, got: object, expected: str) -> None:
+    """Raise `ValueError("argument: got …, expected …")` unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{argument}: got {got}, expected {expected}")
+
+
+def expect_floating(argument: str, tensor: torch.Tensor) -> None:
+    """Require float32, bfloat16 or float16."""
+    expect(
+        tensor.dtype in FLOAT_DTYPES,
+        argument,
+        tensor.dtype,
+        "float32, bfloat16 or float16",
+    )
+
+
+def expect_shape(argument: str, tensor: torch.Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    """Require an exact shape; `meaning` says it in words, such as "[B, S] of query"."""
+    expect(
+        tuple(tensor.shape) == shape,
+        argument,
+        f"shape {list(tensor.shape)}",
+        f"{meaning} = {list(shape)}",
+    )
+
+
+def expect_same_device(argument: str, tensor: torch.Tensor, other: torch.Tensor, of: str) -> None:
+    """Require the device of another argument."""
+    expect(
+        tensor.device == other.device,
+        argument,
+        f"device {tensor.device}",
+        f"the device of {of}, {other.device}",
+    )
+
+
+def expect_mask(
+    mask: torch.Tensor, shape: tuple[int, ...], other: torch.Tensor, meaning: str, of: str
+) -> None:
+    """Require a boolean mask of a shape, on the device of another argument."""
+    expect(mask.dtype == torch.bool, "mask", mask.dtype, "torch.bool")
+    expect_shape("mask", mask, shape, meaning)
+    expect_same_device("mask", mask, other, of)
+
+
+def expect_positive(argument: str, number: float) -> None:
+    """Require a finite number above zero."""
+    expect(
+        isinstance(number, (int, float)) and math.isfinite(number) and number > 0,
+        argument,
+        repr(number),
+        "a finite number above 0",
+    )

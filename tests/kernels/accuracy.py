@@ -1,0 +1,38 @@
+"""How results are judged: relative RMS error against float64, and no worse than plain torch.
+
+Gradients here are near 1e-6, so an absolute tolerance alone would accept a gradient of zeros.
+"""
+
+import torch
+
+RELATIVE_RMS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+
+
+def relative_rms(actual: torch.Tensor, oracle: torch.Tensor) -> float:
+    """‖actual − oracle‖ / ‖oracle‖ in float64; infinite where anything is NaN or a zero oracle is missed."""
+    actual, oracle = actual.detach().cpu().double(), oracle.detach().cpu().double()
+    assert actual.shape == oracle.shape, f"{tuple(actual.shape)} against {tuple(oracle.shape)}"
+    if actual.isnan().any() or oracle.isnan().any():
+        return float("inf")
+    error, size = (actual - oracle).norm().item(), oracle.norm().item()
+    if size == 0.0:
+        return 0.0 if error == 0.0 else float("inf")
+    return error / size
+
+
+def assert_accurate(
+    actual: torch.Tensor,
+    oracle: torch.Tensor,
+    plain: torch.Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    slack: float = 1.5,
+    what: str = "result",
+) -> None:
+    """Small relative RMS error for its dtype and, given `plain` torch in the same precision, at most `slack` times its error."""
+    error = relative_rms(actual, oracle)
+    assert error <= RELATIVE_RMS[dtype], f"{what}: relative RMS error {error:.2e} for {dtype}"
+    if plain is not None:
+        floor = 4 * torch.finfo(torch.float32).eps
+        allowed = slack * relative_rms(plain, oracle) + floor
+        assert error <= allowed, f"{what}: error {error:.2e}, plain torch allows {allowed:.2e}"
