@@ -1,0 +1,322 @@
+"""`python -m comet.adapt`: masked-language-model training of a teacher on a corpus.
+
+From a checkpoint, this adapts XLM-R to one's languages as AfroXLMR was made (Alabi et al., 2022). From a
+configuration, it makes a teacher where no hub is reached. Such a model first predicts pieces by their frequency, then by
+their frequency in the language at hand; the entropies of both are printed, for a loss near them says that nothing of the
+context was learnt yet. Short sequences, Muon for the weight matrices and a moderate rate leave these plateaus soonest.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+)
+
+from comet.batches import BatchStream, Masking, evaluation_batches, open_text, tokenise
+from comet.configuration import parse_command, run_command
+from comet.corpus import Corpus
+from comet.objective import Batch
+from comet.recipe import AdaptRecipe, ModelRecipe
+from comet.runs import RunFolder, resolve
+from comet.students import count_parameters, load_masked_lm, load_tokenizer, save_model
+from comet.tap import TappedEncoder, usable_positions
+from comet.tokenizers import train_tokenizer
+from comet.training import Training, make_accelerator
+
+PROGRAM = "comet.adapt"
+SHORTCUTS = {
+    "--model": "model.model",
+    "--tokenizer": "model.tokenizer",
+    "--corpus": "corpus.paths",
+    "--languages": "corpus.languages",
+    "--output": "run.output",
+    "--steps": "optimisation.steps",
+    "--batch-size": "optimisation.batch_size",
+    "--seed": "run.seed",
+}
+TOKENIZER_DOCUMENTS = 100_000
+ENTROPY_DOCUMENTS = 1000
+
+
+class MlmLosses(NamedTuple):
+    """The masked-language-model loss, a scalar in nats per masked token."""
+
+    total: Tensor
+
+
+class MaskedLanguageModel(nn.Module):
+    """Cross-entropy of the masked tokens; logits are computed for those alone."""
+
+    def __init__(self, encoder: TappedEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, batch: Batch) -> MlmLosses:
+        """Mean over the batch's masked tokens, `batch.kd_positions`."""
+        logits_NV, labels_N = self.masked_logits(batch)
+        summed = nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
+        return MlmLosses(summed / max(len(labels_N), 1))
+
+    def masked_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits `[N, V]` and labels `[N]` of the masked tokens."""
+        hidden = self.encoder(batch.input_ids, batch.mask).hidden.flatten(0, 1)
+        chosen = hidden.index_select(0, batch.kd_positions)
+        return self.encoder.logits(chosen), batch.labels.flatten()[batch.kd_positions]
+
+
+@dataclass(frozen=True)
+class PieceEntropy:
+    """Losses, in nats, of predicting a piece from its frequency alone, and from its frequency in the language."""
+
+    single: float
+    given_language: float
+
+    def __str__(self) -> str:
+        return f"single pieces {self.single:.2f}, given the language {self.given_language:.2f}"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command line."""
+    given = parse_command(
+        AdaptRecipe,
+        argv,
+        program=PROGRAM,
+        description="Train a teacher by masked language modelling on a corpus.",
+        shortcuts=SHORTCUTS,
+        default_recipe=lambda flags: None if "model.model" in flags else "from-scratch",
+    )
+    folder, recipe = resolve(AdaptRecipe, given, PROGRAM)
+    adapt(recipe, folder, resume=given.resume)
+
+
+def adapt(recipe: AdaptRecipe, folder: Path, *, resume: bool = False) -> Path:
+    """Train a masked language model.
+
+    Args:
+        recipe: the run.
+        folder: the run folder; made.
+        resume: go on from its newest checkpoint.
+
+    Returns:
+        The folder of the model and its tokenizer.
+
+    Raises:
+        ValueError: something the user can mend, in one line.
+    """
+    run = RunFolder(folder, recipe, resume=resume)
+    accelerator = make_accelerator(recipe.optimisation)
+    corpus = open_text(recipe.corpus, recipe.run.seed)
+    torch.manual_seed(recipe.run.seed)
+    model, tokenizer = make_model(recipe, corpus, folder / "model" if resume else None)
+    with run.recorded(corpus=corpus.fingerprint()):
+        tokenizer.save_pretrained(folder / "model")
+        masking = Masking(tokenizer, recipe.corpus.mask_probability, "masked", recipe.run.seed)
+        entropy = piece_entropy(corpus, tokenizer, recipe.corpus.max_length)
+        module = MaskedLanguageModel(TappedEncoder(model))
+        print(
+            f"model    {count_parameters(model):,} parameters, {len(tokenizer):,} pieces\n"
+            f"corpus   {', '.join(corpus.languages)}\n"
+            f"entropy  {entropy} nats: a loss near these has learnt nothing of the context yet\n"
+            f"output   {folder}",
+            flush=True,
+        )
+        training = Training(
+            module,
+            WarmStart(corpus, masking, recipe),
+            recipe.optimisation,
+            recipe.run,
+            run,
+            accelerator,
+            remark=f" ({entropy})",
+        )
+        if resume:
+            training.resume()
+            print(f"resuming at step {training.step}", flush=True)
+        training.train()
+        loss = held_out_loss(module, corpus, masking, recipe, accelerator)
+        run.write_json(
+            "held_out.json",
+            {
+                "loss": loss,
+                "entropy": entropy.single,
+                "entropy_given_language": entropy.given_language,
+            },
+        )
+        save_model(model, tokenizer, folder / "model")
+    print("\nHeld-out masked loss (nats)  " + "  ".join(f"{k} {v:.3f}" for k, v in loss.items()))
+    print(f"to be compared with          {entropy}\n\nmodel  {folder / 'model'}")
+    return folder / "model"
+
+
+def make_model(
+    recipe: AdaptRecipe, corpus: Corpus, saved: Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model to train and its tokenizer.
+
+    Args:
+        recipe: the run.
+        corpus: what a tokenizer is trained on where none is given.
+        saved: the folder where a run that is resumed keeps its tokenizer.
+
+    Raises:
+        ValueError: the model or tokenizer cannot be had, or has too few positions or embeddings.
+    """
+    wanted = recipe.model
+    if wanted.model is not None:
+        model = load_masked_lm(wanted.model, flag="--model", head_required=False)
+        source = wanted.tokenizer or wanted.model
+        tokenizer = load_tokenizer(source, flag="--tokenizer" if wanted.tokenizer else "--model")
+    else:
+        tokenizer = _tokenizer(wanted, corpus, saved)
+        model = AutoModelForMaskedLM.from_config(encoder_config(wanted, tokenizer))
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"--tokenizer: it has {len(tokenizer)} entries, the model embeds {model.config.vocab_size}"
+        )
+    if recipe.corpus.max_length > usable_positions(model):
+        raise ValueError(
+            f"corpus.max_length: got {recipe.corpus.max_length}, but the model has positions for "
+            f"{usable_positions(model)} tokens"
+        )
+    return model, tokenizer
+
+
+def encoder_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> XLMRobertaConfig:
+    """An XLM-R encoder of the recipe's shape for a tokenizer."""
+    return XLMRobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        intermediate_size=recipe.intermediate_size,
+        hidden_dropout_prob=recipe.dropout,
+        attention_probs_dropout_prob=recipe.dropout,
+        max_position_embeddings=recipe.positions + tokenizer.pad_token_id + 1,
+        type_vocab_size=1,
+        initializer_range=recipe.initial_deviation,
+        layer_norm_eps=1e-5,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+class WarmStart:
+    """Batches of short sequences for the first steps, of full length after them, over one text stream."""
+
+    def __init__(self, corpus: Corpus, masking: Masking, recipe: AdaptRecipe) -> None:
+        self._stream = corpus.training_stream()
+        self._masking = masking
+        self._recipe = recipe
+        self._given = 0
+        self._batches = self._start()
+
+    def __next__(self) -> Batch:
+        if self._given == self._recipe.warm_start.steps:
+            self._batches = self._start()
+        self._given += 1
+        return next(self._batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, as JSON."""
+        return {"given": self._given, "batches": self._batches.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved position."""
+        # batches are those of the last one given: the switch comes with the first full-length batch
+        self._given = max(state["given"] - 1, 0)
+        self._batches = self._start()
+        self._given = state["given"]
+        self._batches.load_state_dict(state["batches"])
+
+    def _start(self) -> BatchStream:
+        short = self._given < self._recipe.warm_start.steps
+        lengths = self._recipe.warm_start if short else self._recipe.corpus
+        sizes = self._recipe.warm_start if short else self._recipe.optimisation
+        return BatchStream(self._stream, self._masking, sizes.batch_size, lengths.max_length)
+
+
+def piece_entropy(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, max_length: int
+) -> PieceEntropy:
+    """Entropy of single pieces in the training mixture, and the same when the language is known."""
+    stream = corpus.training_stream()
+    texts: dict[str, list[str]] = {}
+    for _ in range(ENTROPY_DOCUMENTS * len(corpus.languages)):
+        document = next(stream)
+        texts.setdefault(document.language, []).append(document.text)
+    special = set(tokenizer.all_special_ids)
+    counts = {
+        language: Counter(
+            piece
+            for sequence in tokenise(tokenizer, some, max_length, cut=False)
+            for piece in sequence
+            if piece not in special
+        )
+        for language, some in texts.items()
+    }
+    total = sum(count.total() for count in counts.values())
+    return PieceEntropy(
+        single=_entropy(sum(counts.values(), Counter())),
+        given_language=sum(_entropy(count) * count.total() / total for count in counts.values()),
+    )
+
+
+def held_out_loss(
+    module: MaskedLanguageModel,
+    corpus: Corpus,
+    masking: Masking,
+    recipe: AdaptRecipe,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """Masked loss, in nats per masked token, by language; `all` is the mean over languages."""
+    module.eval()
+    losses: dict[str, float] = {}
+    with torch.no_grad(), accelerator.autocast():
+        for language, texts in corpus.held_out().items():
+            summed = tokens = 0.0
+            for batch in evaluation_batches(
+                texts, masking, recipe.optimisation.batch_size, recipe.corpus.max_length
+            ):
+                count = len(batch.kd_positions)
+                summed += module(batch.to(accelerator.device)).total.item() * count
+                tokens += count
+            losses[language] = summed / max(tokens, 1)
+    module.train()
+    return {**losses, "all": sum(losses.values()) / len(losses)}
+
+
+def _tokenizer(recipe: ModelRecipe, corpus: Corpus, saved: Path | None) -> PreTrainedTokenizerFast:
+    if saved is not None:
+        return load_tokenizer(str(saved), flag="--resume")
+    if recipe.tokenizer is not None:
+        return load_tokenizer(recipe.tokenizer, flag="--tokenizer")
+    stream = corpus.training_stream()
+    texts = (next(stream).text for _ in range(_documents(corpus)))
+    return train_tokenizer(texts, recipe.vocabulary_size, recipe.positions)
+
+
+def _documents(corpus: Corpus) -> int:
+    """How many documents a tokenizer is trained on: about one epoch, within a limit."""
+    counts = [count for count in corpus.counts.values() if count is not None]
+    return min(TOKENIZER_DOCUMENTS, sum(counts) or TOKENIZER_DOCUMENTS)
+
+
+def _entropy(counts: Mapping[int, int]) -> float:
+    total = sum(counts.values())
+    return -sum(count / total * math.log(count / total) for count in counts.values())
+
+
+if __name__ == "__main__":
+    run_command(main, PROGRAM)

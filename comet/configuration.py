@@ -1,0 +1,256 @@
+"""Configuration: dataclass defaults < YAML < command line, refused early and in one line.
+
+A recipe is a dataclass whose fields are dataclasses, one per part. Every field of every part is a key in YAML
+(`objective: {temperature: 2}`) and a flag on the command line (`--objective.temperature 2`); help and types come from
+the dataclass. Nothing unknown is accepted.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+Recipe = TypeVar("Recipe")
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def option(default: Any, help: str) -> Any:
+    """A recipe field with its default and the sentence that `--help` shows."""
+    metadata = {"help": help}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def run_command(main: Callable[[Sequence[str]], None], program: str) -> NoReturn:
+    """Run a command line; what its user can mend ends with one line and exit code 2, without a traceback."""
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"{program}: error: {_one_line(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What the user gave, before defaults: `content` is part → field → value, from the recipe file and the flags.
+
+    `recipe` names the recipe, or is None; `resume` is that flag.
+    """
+
+    content: dict[str, dict[str, Any]]
+    recipe: str | None
+    resume: bool
+
+
+def parse_command(
+    recipe_class: type,
+    argv: Sequence[str],
+    *,
+    program: str,
+    description: str,
+    shortcuts: Mapping[str, str],
+    default_recipe: Callable[[Mapping[str, Any]], str | None],
+) -> Given:
+    """Read a command line, and the recipe file that it names.
+
+    Args:
+        recipe_class: a dataclass of dataclasses.
+        argv: the command line without the program's name.
+        program: what the user typed, for messages.
+        description: what `--help` says first.
+        shortcuts: flag to `part.field`, as in `{"--teacher": "teacher.model"}`.
+        default_recipe: from the given `part.field` values, the named recipe meant when `--recipe` is absent.
+
+    Raises:
+        ValueError: an unknown key, a value of the wrong type, a file that cannot be read.
+    """
+    namespace = vars(_parser(recipe_class, program, description, shortcuts).parse_args(list(argv)))
+    flags = {key: value for key, value in namespace.items() if "." in key}
+    recipe = namespace["recipe"] or default_recipe(flags)
+    content = {} if recipe is None else read_recipe(recipe_class, recipe)
+    for key, value in flags.items():
+        part, field = key.split(".")
+        kind = get_type_hints(get_type_hints(recipe_class)[part])[field]
+        content.setdefault(part, {})[field] = _checked(kind, value, f"--{key}")
+    return Given(content, recipe, namespace["resume"])
+
+
+def read_recipe(recipe_class: type, name_or_file: str) -> dict[str, dict[str, Any]]:
+    """Read a named recipe or a YAML file into part → field → value, every key and type checked.
+
+    Raises:
+        ValueError: no such recipe, not YAML, an unknown part or field, a value of the wrong type.
+    """
+    path = Path(name_or_file)
+    if path.suffix not in (".yaml", ".yml"):
+        path = RECIPES / f"{name_or_file}.yaml"
+        if not path.is_file():
+            known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+            raise ValueError(
+                f"--recipe: no recipe is called {name_or_file!r}{_suggestion(name_or_file, known)}; "
+                f"there are {', '.join(known)}, or give a .yaml file"
+            )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--recipe: cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--recipe: {path} is not YAML: {_one_line(str(error))}") from error
+    parts = get_type_hints(recipe_class)
+    content = {} if content is None else content
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected parts ({', '.join(parts)}), got {content!r}")
+    _refuse_unknown(content, list(parts), str(path), "part")
+    return {name: _fields(parts[name], name, part, str(path)) for name, part in content.items()}
+
+
+def build(recipe_class: type[Recipe], content: Mapping[str, Mapping[str, Any]]) -> Recipe:
+    """The recipe with these values, and the dataclasses' defaults for the rest.
+
+    Raises:
+        ValueError: a value or a combination that cannot be.
+    """
+    parts = get_type_hints(recipe_class)
+    return recipe_class(**{name: part(**content.get(name, {})) for name, part in parts.items()})
+
+
+def contradiction(
+    content: Mapping[str, Mapping[str, Any]], stored: Mapping[str, Mapping[str, Any]]
+) -> str | None:
+    """Name the first given value that differs from a stored one, or None where all agree."""
+    for part, fields in content.items():
+        for field, value in fields.items():
+            if stored.get(part, {}).get(field) != value:
+                return (
+                    f"{part}.{field} is {stored.get(part, {}).get(field)!r} there, {value!r} here"
+                )
+    return None
+
+
+def to_yaml(recipe: Any) -> str:
+    """The recipe as YAML: reading it again gives the same recipe."""
+    return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def _fields(part: type, name: str, content: Any, source: str) -> dict[str, Any]:
+    hints = get_type_hints(part)
+    content = {} if content is None else content
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{source}: {name}: expected fields ({', '.join(hints)}), got {content!r}")
+    _refuse_unknown(content, list(hints), source, f"field of {name}")
+    return {
+        field: _checked(hints[field], value, f"{source}: {name}.{field}")
+        for field, value in content.items()
+    }
+
+
+def _refuse_unknown(
+    content: Mapping[Any, Any], known: Sequence[str], source: str, kind: str
+) -> None:
+    for key in content:
+        if key not in known:
+            raise ValueError(
+                f"{source}: unknown {kind} {key!r}{_suggestion(str(key), known)}; "
+                f"known: {', '.join(known)}"
+            )
+
+
+def _suggestion(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    """The value if it is of the annotated kind, whole numbers passing as float; a `ValueError` otherwise."""
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    for one in options:
+        if get_origin(one) is Literal and value in get_args(one):
+            return value
+        if get_origin(one) is list and isinstance(value, list):
+            return [_checked(get_args(one)[0], item, where) for item in value]
+        if one is NoneType and value is None:
+            return value
+        if one is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if one in (int, str, bool) and type(value) is one:
+            return value
+    raise ValueError(f"{where}: got {value!r}, expected {_kind_in_words(kind)}")
+
+
+def _kind_in_words(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_kind_in_words(one) for one in get_args(kind))
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) is list:
+        return f"a list, each item {_kind_in_words(get_args(kind)[0])}"
+    return "null" if kind is NoneType else names[kind]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists what can be given")
+
+
+def _parser(
+    recipe_class: type,
+    program: str,
+    description: str,
+    shortcuts: Mapping[str, str],
+) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=program,
+        description=description,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--recipe",
+        default=None,
+        metavar="NAME|FILE",
+        help=f"a YAML file, or one of {', '.join(sorted(file.stem for file in RECIPES.glob('*.yaml')))}",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", default=False, help="go on from the last checkpoint"
+    )
+    flags_of = {target: flag for flag, target in shortcuts.items()}
+    for part_name, part in get_type_hints(recipe_class).items():
+        group = parser.add_argument_group(part_name, (part.__doc__ or "").split("\n")[0])
+        hints = get_type_hints(part)
+        for field in dataclasses.fields(part):
+            key = f"{part_name}.{field.name}"
+            flags = [flags_of[key]] if key in flags_of else []
+            flags.append(f"--{key}")
+            group.add_argument(
+                *flags, dest=key, help=field.metadata.get("help"), **_argument(hints[field.name])
+            )
+    return parser
+
+
+def _argument(kind: Any) -> dict[str, Any]:
+    """How argparse should take a field of this kind; what it lets through is checked again by kind."""
+    options = [one for one in get_args(kind) if one is not NoneType] or [kind]
+    one = options[0] if get_origin(kind) in (Union, UnionType) else kind
+    if one is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(one) is list:
+        return {"nargs": "+", "metavar": get_args(one)[0].__name__.upper()}
+    if get_origin(one) is Literal:
+        return {"choices": get_args(one)}
+    return {"type": one, "metavar": {int: "N", float: "X"}.get(one, "TEXT")}
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

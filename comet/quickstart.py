@@ -1,0 +1,105 @@
+"""The quickstart: a toy teacher, made once and cached, and what its student is compared with.
+
+With neither teacher nor corpus, a small teacher is trained on the toy corpus and kept in the user's cache folder. So is
+an undistilled twin of the student: same shape, same steps, batches and rates, but trained by masked language modelling alone.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+
+import comet
+from comet.adapt import adapt
+from comet.agreement import Agreement, measure, table
+from comet.configuration import build, read_recipe, to_yaml
+from comet.objective import Batch, Distiller
+from comet.recipe import AdaptRecipe, DistillRecipe, ModelRecipe, RunRecipe
+from comet.students import count_parameters, load_masked_lm
+from comet.tap import TappedEncoder
+
+
+def cache_folder() -> Path:
+    """Where teachers are kept: `$COMET_CACHE`, else `comet` in the user's cache folder."""
+    if "COMET_CACHE" in os.environ:
+        return Path(os.environ["COMET_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "comet"
+
+
+def toy_teacher() -> str:
+    """The folder of the toy teacher; it is trained now unless it lies in the cache."""
+    recipe = build(AdaptRecipe, read_recipe(AdaptRecipe, "toy-teacher"))
+    return _made_once("toy-teacher", recipe, "training the toy teacher, once")
+
+
+def compare(
+    recipe: DistillRecipe,
+    distiller: Distiller,
+    distilled: Mapping[str, Agreement],
+    held_out: Mapping[str, Sequence[Batch]],
+    accelerator: Accelerator,
+    folder: Path,
+) -> None:
+    """Print what distillation achieved against the undistilled twin, where everything lies, and what to run next."""
+    teacher_folder = toy_teacher()
+    twin_folder = _made_once(
+        "undistilled",
+        _twin(recipe, distiller, teacher_folder),
+        "training the undistilled twin, once",
+    )
+    twin = TappedEncoder(load_masked_lm(twin_folder)).to(accelerator.device)
+    undistilled = measure(distiller.teacher, twin, held_out, distiller.ops, accelerator)
+    sizes = [count_parameters(model) for model in (distiller.teacher, distiller.student)]
+    columns = {"undistilled student": undistilled, "distilled student": distilled}
+    print(
+        f"\nAgainst the same student trained without a teacher, on held-out text\n{table(columns)}\n\n"
+        f"parameters  teacher {sizes[0]:,}, students {sizes[1]:,} ({sizes[1] / sizes[0]:.0%})\n"
+        f"teacher     {teacher_folder}\n"
+        f"twin        {twin_folder}\n"
+        f"student     {folder / 'student'}\n\n"
+        "Next, with your own text (folders laid out as LANG/*.jsonl.gz, or .txt files):\n"
+        "  python -m comet.adapt --corpus TEXT --output runs/teacher\n"
+        "  python -m comet.distill --fused --teacher runs/teacher/model --corpus TEXT --output runs/student\n"
+        "or the paper's run, with a GPU and the hub:\n"
+        "  python -m comet.distill --fused --recipe paper"
+    )
+
+
+def _twin(recipe: DistillRecipe, distiller: Distiller, teacher_folder: str) -> AdaptRecipe:
+    config = distiller.student.model.config
+    return AdaptRecipe(
+        model=ModelRecipe(
+            tokenizer=teacher_folder,
+            layers=recipe.student.layers,
+            hidden_size=recipe.student.hidden_size,
+            heads=recipe.student.heads,
+            intermediate_size=recipe.student.intermediate_size,
+            positions=config.max_position_embeddings - config.pad_token_id - 1,
+            dropout=recipe.student.dropout,
+            initial_deviation=config.initializer_range,
+        ),
+        corpus=recipe.corpus,
+        optimisation=recipe.optimisation,
+        run=RunRecipe(seed=recipe.run.seed, log_every=recipe.run.log_every),
+    )
+
+
+def _made_once(name: str, recipe: AdaptRecipe, announcement: str) -> str:
+    """Train by a recipe into the cache, unless the same recipe's model lies there already."""
+    key = hashlib.sha256(f"{comet.__version__}\n{to_yaml(recipe)}".encode()).hexdigest()[:12]
+    folder = cache_folder() / f"{name}-{key}"
+    if not folder.exists():
+        print(f"{announcement} (kept in {folder})", flush=True)
+        partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+        try:
+            adapt(recipe, partial)
+            if not folder.exists():
+                partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        print(flush=True)
+    return str(folder / "model")

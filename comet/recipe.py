@@ -1,0 +1,280 @@
+"""The recipe of a distillation run: one dataclass per part, impossible combinations refused when it is made."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from comet.configuration import option
+
+
+def require(condition: bool, key: str, got: object, expected: str) -> None:
+    """Raise `ValueError("key: got …, expected …")` unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{key}: got {got}, expected {expected}")
+
+
+def require_positive(part: str, values: dict[str, float]) -> None:
+    """Require finite numbers above zero; keys are fields of `part`."""
+    for name, value in values.items():
+        require(math.isfinite(value) and value > 0, f"{part}.{name}", value, "a number above 0")
+
+
+def require_shape(part: str, recipe: "StudentRecipe | ModelRecipe") -> None:
+    """Require sizes above zero, a width that the heads divide, and a dropout below 1."""
+    sizes = ("layers", "hidden_size", "heads", "intermediate_size")
+    require_positive(part, {name: getattr(recipe, name) for name in sizes})
+    require(
+        recipe.hidden_size % recipe.heads == 0,
+        f"{part}.hidden_size",
+        recipe.hidden_size,
+        f"a multiple of {part}.heads ({recipe.heads})",
+    )
+    require(0 <= recipe.dropout < 1, f"{part}.dropout", recipe.dropout, "0 or more and below 1")
+
+
+def require_corpus(recipe: "CorpusRecipe") -> None:
+    """Require some text."""
+    require(
+        bool(recipe.paths),
+        "corpus.paths",
+        "nothing",
+        "--corpus with files, folders, madlad400 or toy",
+    )
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    """The frozen masked language model that is imitated."""
+
+    model: str | None = option(None, "hub id or folder; none: a toy teacher, trained and cached")
+    revision: str | None = option(None, "branch, tag or commit on the hub")
+    attention_layer: int = option(-1, "the layer whose attention map is matched; -1 is the last")
+
+
+@dataclass(frozen=True)
+class StudentRecipe:
+    """The model that is trained: the teacher's architecture, made smaller."""
+
+    model: str | None = option(None, "start from this hub id or folder instead of random weights")
+    layers: int = option(6, "number of layers")
+    hidden_size: int = option(256, "width of the residual stream")
+    heads: int = option(8, "attention heads; hidden_size is a multiple of it")
+    intermediate_size: int = option(1024, "width of the feed-forward layers")
+    dropout: float = option(0.1, "dropout of hidden states and attention")
+    attention_layer: int = option(-1, "the layer whose attention map is trained; -1 is the last")
+
+    def __post_init__(self) -> None:
+        require_shape("student", self)
+
+
+@dataclass(frozen=True)
+class CorpusRecipe:
+    """The text both read."""
+
+    paths: list[str] = option([], "files, folders laid out as LANG/*.jsonl.gz, madlad400, or toy")
+    languages: list[str] | None = option(None, "only these language codes")
+    sampling_temperature: float = option(1.0, "languages are drawn with p ∝ documents^(1/τ)")
+    held_out: int = option(64, "documents per language that are never trained on")
+    max_length: int = option(128, "tokens per sequence; longer documents are cut into several")
+    mask_probability: float = option(0.15, "share of tokens chosen as in MLM; 0 feeds plain text")
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "corpus",
+            {"sampling_temperature": self.sampling_temperature, "held_out": self.held_out},
+        )
+        require(self.max_length >= 4, "corpus.max_length", self.max_length, "4 or more")
+        require(
+            0 <= self.mask_probability < 1,
+            "corpus.mask_probability",
+            self.mask_probability,
+            "0 or more and below 1",
+        )
+
+
+@dataclass(frozen=True)
+class ObjectiveRecipe:
+    """L = α · L_kd + (1 − α) · L_att (AfroXLMR-Comet, arXiv 2502.18020)."""
+
+    fused: bool = option(False, "the fused kernels instead of plain torch")
+    alpha: float = option(0.5, "weight of the softened KL; the attention term has 1 − α")
+    temperature: float = option(2.0, "softens both distributions of the KL")
+    kd_tokens: Literal["all", "masked"] = option("all", "tokens whose logits are matched")
+    attention_reduction: Literal["mean", "row"] = option(
+        "mean",
+        "squared map error: mean over the map's entries, or sum over keys, mean over queries",
+    )
+    projection: Literal["identity", "dense", "lowrank", "kronecker"] = option(
+        "kronecker", "learnable map from the student's attention to the teacher's"
+    )
+    projection_terms: int = option(4, "terms of the kronecker projection")
+    projection_rank: int = option(64, "rank of the lowrank projection")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.alpha <= 1, "objective.alpha", self.alpha, "a number from 0 to 1")
+        require_positive("objective", {"temperature": self.temperature})
+        require(
+            1 <= self.projection_terms <= 32,
+            "objective.projection_terms",
+            self.projection_terms,
+            "1 to 32",
+        )
+        require_positive("objective", {"projection_rank": self.projection_rank})
+
+
+@dataclass(frozen=True)
+class OptimisationRecipe:
+    """AdamW, and Muon if asked for, with linear warm-up and linear decay."""
+
+    steps: int = option(1000, "optimizer steps")
+    batch_size: int = option(32, "sequences per step")
+    learning_rate: float = option(5e-4, "peak learning rate of AdamW")
+    muon_learning_rate: float | None = option(
+        None, "peak rate of Muon for the matrices of the layers; none: AdamW trains those too"
+    )
+    warmup_steps: int = option(100, "steps from 0 to the peak")
+    weight_decay: float = option(0.01, "decoupled decay of weight matrices")
+    max_grad_norm: float = option(1.0, "gradient norm, over student and projection, to clip to")
+    precision: Literal["float32", "bfloat16"] = option("float32", "dtype of matrix products")
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "optimisation",
+            {
+                "steps": self.steps,
+                "batch_size": self.batch_size,
+                "learning_rate": self.learning_rate,
+                "max_grad_norm": self.max_grad_norm,
+            },
+        )
+        if self.muon_learning_rate is not None:
+            require_positive("optimisation", {"muon_learning_rate": self.muon_learning_rate})
+        require(
+            0 <= self.warmup_steps < self.steps,
+            "optimisation.warmup_steps",
+            self.warmup_steps,
+            f"0 or more and fewer than optimisation.steps ({self.steps})",
+        )
+        require(self.weight_decay >= 0, "optimisation.weight_decay", self.weight_decay, "0 or more")
+
+
+@dataclass(frozen=True)
+class RunRecipe:
+    """Where and how."""
+
+    output: str | None = option(None, "run folder; none: runs/NAME in the current folder")
+    seed: int = option(0, "of initialisation, shuffling, masking and dropout")
+    log_every: int = option(10, "steps between lines of metrics.jsonl")
+    checkpoint_every: int = option(500, "steps between checkpoints")
+    keep_checkpoints: int = option(2, "how many of the newest checkpoints stay")
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "run.seed", self.seed, "0 or more")
+        require_positive(
+            "run",
+            {
+                "log_every": self.log_every,
+                "checkpoint_every": self.checkpoint_every,
+                "keep_checkpoints": self.keep_checkpoints,
+            },
+        )
+
+
+@dataclass(frozen=True)
+class DistillRecipe:
+    """A whole run."""
+
+    teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
+    student: StudentRecipe = field(default_factory=StudentRecipe)
+    corpus: CorpusRecipe = field(default_factory=CorpusRecipe)
+    objective: ObjectiveRecipe = field(default_factory=ObjectiveRecipe)
+    optimisation: OptimisationRecipe = field(default_factory=OptimisationRecipe)
+    run: RunRecipe = field(default_factory=RunRecipe)
+
+    def __post_init__(self) -> None:
+        require(
+            self.objective.kd_tokens == "all" or self.corpus.mask_probability > 0,
+            "objective.kd_tokens",
+            "masked with corpus.mask_probability 0",
+            "kd_tokens all, or a mask_probability above 0",
+        )
+        if self.teacher.model is None:
+            require(
+                self.corpus.paths == ["toy"],
+                "teacher.model",
+                "none",
+                "--teacher with a hub id or a folder; `python -m comet.adapt` trains one on a corpus",
+            )
+        require_corpus(self.corpus)
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """The masked language model that is trained: a checkpoint to go on with, or an XLM-R encoder of this shape."""
+
+    model: str | None = option(
+        None, "go on training this hub id or folder; the shape below is then its own"
+    )
+    tokenizer: str | None = option(
+        None,
+        "hub id or folder of a tokenizer; none: the checkpoint's, or one trained on the corpus",
+    )
+    vocabulary_size: int = option(8000, "entries of a tokenizer trained on the corpus")
+    layers: int = option(6, "number of layers")
+    hidden_size: int = option(256, "width of the residual stream")
+    heads: int = option(8, "attention heads; hidden_size is a multiple of it")
+    intermediate_size: int = option(1024, "width of the feed-forward layers")
+    positions: int = option(512, "longest sequence, in tokens, the model has positions for")
+    dropout: float = option(0.0, "dropout of hidden states and attention")
+    initial_deviation: float = option(0.05, "standard deviation of the initial weights")
+
+    def __post_init__(self) -> None:
+        require_shape("model", self)
+        require_positive(
+            "model",
+            {
+                "vocabulary_size": self.vocabulary_size,
+                "positions": self.positions,
+                "initial_deviation": self.initial_deviation,
+            },
+        )
+
+
+@dataclass(frozen=True)
+class WarmStartRecipe:
+    """Short sequences first: from scratch, a model leaves the plateau at the entropy of single pieces sooner so."""
+
+    steps: int = option(0, "the first steps, which read short sequences")
+    max_length: int = option(32, "tokens per sequence of those")
+    batch_size: int = option(128, "sequences per step of those")
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 0, "warm_start.steps", self.steps, "0 or more")
+        require(self.max_length >= 4, "warm_start.max_length", self.max_length, "4 or more")
+        require_positive("warm_start", {"batch_size": self.batch_size})
+
+
+@dataclass(frozen=True)
+class AdaptRecipe:
+    """Masked-language-model training of a teacher."""
+
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    corpus: CorpusRecipe = field(default_factory=CorpusRecipe)
+    warm_start: WarmStartRecipe = field(default_factory=WarmStartRecipe)
+    optimisation: OptimisationRecipe = field(default_factory=OptimisationRecipe)
+    run: RunRecipe = field(default_factory=RunRecipe)
+
+    def __post_init__(self) -> None:
+        require_corpus(self.corpus)
+        require(
+            self.corpus.mask_probability > 0,
+            "corpus.mask_probability",
+            self.corpus.mask_probability,
+            "a number above 0: the masked tokens are what is learnt",
+        )
+        require(
+            self.model.model is not None or self.corpus.max_length <= self.model.positions,
+            "corpus.max_length",
+            self.corpus.max_length,
+            f"at most model.positions ({self.model.positions})",
+        )

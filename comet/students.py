@@ -1,0 +1,171 @@
+"""Teacher and student models: how they are loaded, and how the student's shape follows from the teacher's.
+
+The paper's student of AfroXLMR-large is the same architecture with 6 layers, hidden 256, 8 heads and intermediate
+1024: 69,187,730 parameters with its tied masked-language-model head, 92.5 % of them embeddings.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from comet.checkpoints import replace_folder
+from comet.recipe import StudentRecipe
+
+
+def student_config(teacher: PreTrainedConfig, recipe: StudentRecipe) -> PreTrainedConfig:
+    """The teacher's configuration with the recipe's shape; vocabulary, positions and special tokens stay.
+
+    Raises:
+        ValueError: the architecture does not name its sizes as BERT does.
+    """
+    values = teacher.to_dict()
+    sizes = {
+        "num_hidden_layers": recipe.layers,
+        "hidden_size": recipe.hidden_size,
+        "num_attention_heads": recipe.heads,
+        "intermediate_size": recipe.intermediate_size,
+    }
+    missing = [name for name in sizes if not hasattr(teacher, name)]
+    if missing:
+        raise ValueError(
+            f"student: a {teacher.model_type} configuration has no {', '.join(missing)}; "
+            "give a student of your own with --student"
+        )
+    names = {teacher.attribute_map.get(name, name): name for name in sizes}
+    values.update({own: sizes[name] for own, name in names.items()})
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout"):
+        if isinstance(values.get(name), float):
+            values[name] = recipe.dropout
+    if "embedding_size" in values:
+        values["embedding_size"] = min(values["embedding_size"], recipe.hidden_size)
+    if "num_key_value_heads" in values:
+        values["num_key_value_heads"] = recipe.heads
+    for name in ("layer_types", "head_dim", "_name_or_path", "architectures", "dtype"):
+        values.pop(name, None)
+    return cast(PreTrainedConfig, type(teacher).from_dict(values))
+
+
+def make_student(teacher: PreTrainedConfig, recipe: StudentRecipe) -> PreTrainedModel:
+    """A student of the recipe's shape with random weights, or the model that `recipe.model` names."""
+    if recipe.model is not None:
+        return load_masked_lm(recipe.model, flag="--student")
+    return cast(PreTrainedModel, AutoModelForMaskedLM.from_config(student_config(teacher, recipe)))
+
+
+def load_masked_lm(
+    name_or_folder: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    flag: str = "--teacher",
+    head_required: bool = True,
+) -> PreTrainedModel:
+    """Load an encoder with the masked-language-model head it was trained with.
+
+    Args:
+        name_or_folder: a hub id, or a folder written by `save_pretrained`.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights.
+        flag: the option that named the model, for messages.
+        head_required: refuse a checkpoint without the head's weights; otherwise they start at random.
+
+    Raises:
+        ValueError: it is not there, is no encoder, or its head's weights are missing.
+    """
+    with _said_plainly(flag, name_or_folder):
+        config = AutoConfig.from_pretrained(name_or_folder, revision=revision)
+        if type(config) not in AutoModelForMaskedLM._model_mapping:
+            raise ValueError(f"a {config.model_type} model has no masked-language-model head")
+        model, report = AutoModelForMaskedLM.from_pretrained(
+            name_or_folder, revision=revision, dtype=dtype, output_loading_info=True
+        )
+    missing = sorted(report["missing_keys"])
+    if missing and head_required:
+        raise ValueError(
+            f"{flag}: {name_or_folder} has no weights for {missing[0]}"
+            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}: it was saved without its "
+            "masked-language-model head; train one with `python -m comet.adapt --model "
+            f"{name_or_folder}`, or give a checkpoint that has it"
+        )
+    return cast(PreTrainedModel, model)
+
+
+def load_tokenizer(
+    name_or_folder: str, *, revision: str | None = None, flag: str = "--teacher"
+) -> PreTrainedTokenizerFast:
+    """Load the fast tokenizer that lies with a model.
+
+    Raises:
+        ValueError: there is none, or it has no mask or padding token.
+    """
+    with _said_plainly(flag, name_or_folder):
+        tokenizer = AutoTokenizer.from_pretrained(name_or_folder, revision=revision)
+    for kind in ("mask_token_id", "pad_token_id"):
+        if getattr(tokenizer, kind) is None:
+            raise ValueError(f"{flag}: the tokenizer of {name_or_folder} has no {kind[:-9]} token")
+    return cast(PreTrainedTokenizerFast, tokenizer)
+
+
+def require_same_vocabulary(
+    teacher: PreTrainedTokenizerFast, student: PreTrainedTokenizerFast
+) -> None:
+    """Refuse two tokenizers that number their pieces differently.
+
+    Raises:
+        ValueError: the vocabularies differ; the message counts where.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        shared = sum(theirs.get(piece) == number for piece, number in ours.items())
+        raise ValueError(
+            f"--student: its vocabulary has {len(ours)} entries, the teacher's {len(theirs)}, and only "
+            f"{shared} agree: softened KL compares logits entry by entry, so both models need the same "
+            "tokenizer; start from a student made for this teacher, or from random weights"
+        )
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a model as transformers and its users know it, with its tokenizer; whole or not at all."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    replace_folder(partial, folder)
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextlib.contextmanager
+def _said_plainly(flag: str, name_or_folder: str) -> Iterator[None]:
+    """Turn what transformers and the hub raise into one line that names the option."""
+    path = Path(name_or_folder)
+    if path.is_absolute() or name_or_folder.startswith((".", "~")) or path.exists():
+        _require_model_folder(flag, path)
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{flag}: cannot load {name_or_folder}: {reason}") from error
+
+
+def _require_model_folder(flag: str, path: Path) -> None:
+    if not path.is_dir():
+        raise ValueError(f"{flag}: {path} is not a folder")
+    if not (path / "config.json").is_file():
+        hint = " (did you mean its subfolder?)" if any(path.glob("*/config.json")) else ""
+        raise ValueError(f"{flag}: {path} holds no config.json, so it is not a saved model{hint}")

@@ -1,0 +1,86 @@
+"""A Unigram tokenizer trained on a corpus, laid out as XLM-R's: `<s> <pad> </s> <unk>` first, `<mask>` last.
+
+Text is put into Unicode normal form C, so that Yoruba's tone marks or Igbo's dots count as one letter however they
+were typed, and split at spaces, which stay visible as "▁" (Kudo, 2018).
+"""
+
+import json
+from collections.abc import Iterable
+
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
+MASK_TOKEN = "<mask>"
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocabulary_size: int, max_length: int
+) -> PreTrainedTokenizerFast:
+    """Train a Unigram tokenizer.
+
+    Args:
+        texts: documents.
+        vocabulary_size: entries, special tokens included.
+        max_length: what the tokenizer gives as the model's longest sequence.
+
+    Raises:
+        ValueError: the text has fewer distinct pieces than asked for.
+    """
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocabulary_size - 1,  # the mask token is added behind the pieces
+        special_tokens=list(SPECIAL_TOKENS),
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() < vocabulary_size - 1:
+        raise ValueError(
+            f"model.vocabulary_size: got {vocabulary_size}, but the corpus gives only "
+            f"{tokenizer.get_vocab_size() + 1} pieces; lower it to that or give more text"
+        )
+    tokenizer.model = _alphabetical(tokenizer.model)
+    tokenizer.add_special_tokens([AddedToken(MASK_TOKEN, lstrip=True, special=True)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token=MASK_TOKEN,
+        model_max_length=max_length,
+    )
+
+
+def _alphabetical(trained: models.Unigram) -> models.Unigram:
+    """The same pieces in alphabetical order, special tokens first.
+
+    The trainer orders pieces by score, and scores that nearly tie come out differently from run to run; so would ids.
+    """
+    vocabulary = json.loads(trained.__getstate__())["vocab"]
+    special, pieces = vocabulary[: len(SPECIAL_TOKENS)], vocabulary[len(SPECIAL_TOKENS) :]
+    ordered = [(piece, score) for piece, score in special + sorted(pieces)]
+    return models.Unigram(ordered, unk_id=SPECIAL_TOKENS.index("<unk>"))
