@@ -1,9 +1,10 @@
 """`python -m comet.adapt`: masked-language-model training of a teacher on a corpus.
 
 From a checkpoint, this adapts XLM-R to one's languages as AfroXLMR was made (Alabi et al., 2022). From a
-configuration, it makes a teacher where no hub is reached. Such a model first predicts pieces by their frequency, then by
-their frequency in the language at hand; the entropies of both are printed, for a loss near them says that nothing of the
-context was learnt yet. Short sequences, Muon for the weight matrices and a moderate rate leave these plateaus soonest.
+configuration, it makes a teacher where no hub is reached. Such a model first predicts pieces by their frequency,
+then by their frequency in the language at hand; the entropies of both are printed, for a loss near them says that
+nothing of the context was learnt yet. Short sequences, Muon for the weight matrices and a moderate rate leave these
+plateaus soonest.
 """
 
 import math
@@ -118,9 +119,9 @@ def adapt(recipe: AdaptRecipe, folder: Path, *, resume: bool = False) -> Path:
     accelerator = make_accelerator(recipe.optimisation)
     corpus = open_text(recipe.corpus, recipe.run.seed)
     torch.manual_seed(recipe.run.seed)
-    model, tokenizer = make_model(recipe, corpus, folder / "model" if resume else None)
+    model, tokenizer = make_model(recipe, corpus, folder / "tokenizer" if resume else None)
     with run.recorded(corpus=corpus.fingerprint()):
-        tokenizer.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "tokenizer")
         masking = Masking(tokenizer, recipe.corpus.mask_probability, "masked", recipe.run.seed)
         entropy = piece_entropy(corpus, tokenizer, recipe.corpus.max_length)
         module = MaskedLanguageModel(TappedEncoder(model))

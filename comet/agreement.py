@@ -1,8 +1,8 @@
 """How closely a student follows its teacher on held-out text, per language.
 
 Measured at temperature 1 on the tokens that were chosen for masking (all real tokens where nothing is masked): the
-others are mostly copied from the input, which says little. Attention maps are compared as they are, without the learnt projection:
-what counts is what the student does, and the projection is not shipped with it.
+others are mostly copied from the input, which says little. Attention maps are compared as they are, without the
+learnt projection: what counts is what the student does, and the projection is not shipped with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -89,11 +89,11 @@ def _measure_language(
     for batch in batches:
         batch = batch.to(device)
         theirs, ours = (model(batch.input_ids, batch.mask) for model in (teacher, student))
-        maps = [
+        our_map, their_map = (
             ops.mean_attention(one.query, one.key, batch.mask, scale=one.scale)
             for one in (ours, theirs)
-        ]
-        squares += masked_mse(*maps, batch.mask).item() * batch.squared_lengths
+        )
+        squares += masked_mse(our_map, their_map, batch.mask).item() * batch.squared_lengths
         pairs += batch.squared_lengths
         for positions in batch.kd_positions.split(ROWS_AT_ONCE):
             student_logits, teacher_logits = (

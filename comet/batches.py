@@ -1,7 +1,8 @@
 """From documents to batches: tokenise, cut, group by length, mask, collate; the position can be saved and restored.
 
-Sequences of similar length share a batch, so little is padded. Masking follows BERT (Devlin et al., 2019): of the chosen
-tokens 80 % become the mask token, 10 % a random piece, 10 % stay. The choice is drawn from the seed and the batch's number alone.
+Sequences of similar length share a batch, so little is padded. Masking follows BERT (Devlin et al., 2019): of the
+chosen tokens 80 % become the mask token, 10 % a random piece, 10 % stay. The choice is drawn from the seed and the
+batch's number alone.
 """
 
 from collections.abc import Iterator, Sequence

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import transformers
 import yaml
 
 Recipe = TypeVar("Recipe")
@@ -30,6 +31,7 @@ def option(default: Any, help: str) -> Any:
 
 def run_command(main: Callable[[Sequence[str]], None], program: str) -> NoReturn:
     """Run a command line; what its user can mend ends with one line and exit code 2, without a traceback."""
+    transformers.utils.logging.disable_progress_bar()  # ours is the only one
     try:
         main(sys.argv[1:])
     except (ValueError, OSError) as error:
@@ -43,9 +45,12 @@ def run_command(main: Callable[[Sequence[str]], None], program: str) -> NoReturn
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """What the user gave, before defaults: `content` is part → field → value, from the recipe file and the flags.
+    """What the user gave, before defaults.
 
-    `recipe` names the recipe, or is None; `resume` is that flag.
+    Attributes:
+        content: part → field → value, from the recipe file and the flags.
+        recipe: the name or file of the recipe, or None.
+        resume: that flag; a default recipe then adds nothing to `content`, as the run has its own.
     """
 
     content: dict[str, dict[str, Any]]
@@ -78,7 +83,8 @@ def parse_command(
     namespace = vars(_parser(recipe_class, program, description, shortcuts).parse_args(list(argv)))
     flags = {key: value for key, value in namespace.items() if "." in key}
     recipe = namespace["recipe"] or default_recipe(flags)
-    content = {} if recipe is None else read_recipe(recipe_class, recipe)
+    keeps_its_own = namespace["resume"] and namespace["recipe"] is None
+    content = {} if recipe is None or keeps_its_own else read_recipe(recipe_class, recipe)
     for key, value in flags.items():
         part, field = key.split(".")
         kind = get_type_hints(get_type_hints(recipe_class)[part])[field]

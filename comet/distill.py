@@ -150,8 +150,12 @@ def held_out_batches(
     corpus: Corpus, masking: Masking, recipe: DistillRecipe
 ) -> dict[str, list[Batch]]:
     """Evaluation batches by language, masked as in training, matched on the masked tokens."""
-    tokens = "masked" if masking.probability > 0 else "all"
-    evaluation = Masking(masking.tokenizer, masking.probability, tokens, seed=0)
+    evaluation = Masking(
+        masking.tokenizer,
+        masking.probability,
+        kd_tokens="masked" if masking.probability > 0 else "all",
+        seed=0,
+    )
     return {
         language: evaluation_batches(
             texts, evaluation, recipe.optimisation.batch_size, recipe.corpus.max_length

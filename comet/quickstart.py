@@ -1,19 +1,21 @@
 """The quickstart: a toy teacher, made once and cached, and what its student is compared with.
 
-With neither teacher nor corpus, a small teacher is trained on the toy corpus and kept in the user's cache folder. So is
-an undistilled twin of the student: same shape, same steps, batches and rates, but trained by masked language modelling alone.
+With neither teacher nor corpus, a small teacher is trained on the toy corpus and kept in the user's cache folder. So
+is an undistilled twin of the student: same shape, same steps, batches and rates, but trained by masked language
+modelling alone.
 """
 
 import hashlib
 import os
-import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 
 import comet
-from comet.adapt import adapt
 from comet.agreement import Agreement, measure, table
 from comet.configuration import build, read_recipe, to_yaml
 from comet.objective import Batch, Distiller
@@ -89,17 +91,25 @@ def _twin(recipe: DistillRecipe, distiller: Distiller, teacher_folder: str) -> A
 
 
 def _made_once(name: str, recipe: AdaptRecipe, announcement: str) -> str:
-    """Train by a recipe into the cache, unless the same recipe's model lies there already."""
+    """Train by a recipe into the cache, unless the same recipe's model lies there already.
+
+    In a process of its own: random generators, precision and peak memory of the run that needs it stay as they are.
+
+    Raises:
+        ValueError: training ended with an error, which it has printed.
+    """
     key = hashlib.sha256(f"{comet.__version__}\n{to_yaml(recipe)}".encode()).hexdigest()[:12]
     folder = cache_folder() / f"{name}-{key}"
     if not folder.exists():
         print(f"{announcement} (kept in {folder})", flush=True)
-        partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-        try:
-            adapt(recipe, partial)
-            if not folder.exists():
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as partial:
+            file = Path(partial) / "recipe.yaml"
+            file.write_text(to_yaml(recipe), encoding="utf-8")
+            run = Path(partial) / "run"
+            command = ["-m", "comet.adapt", "--recipe", str(file), "--output", str(run)]
+            if subprocess.run([sys.executable, *command], check=False).returncode != 0:
+                raise ValueError(f"{name}: training failed, see above")
+            run.rename(folder)
         print(flush=True)
     return str(folder / "model")

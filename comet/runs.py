@@ -111,8 +111,6 @@ class RunFolder:
 
     def _require_resumable(self) -> None:
         record = self.path / RECORD
-        if not record.is_file():
-            raise ValueError(f"--resume: {self.path} holds no run; check --output")
         if json.loads(record.read_text(encoding="utf-8"))["state"] == "done":
             raise ValueError(f"--resume: the run in {self.path} is done")
 
@@ -127,7 +125,9 @@ def resolve(recipe_class: type, given: Given, program: str) -> tuple[Path, Any]:
     name = Path(given.recipe).stem if given.recipe else program.split(".")[-1]
     folder = Path(output) if output else Path("runs") / name
     content = given.content
-    if given.resume and (folder / RECIPE).is_file():
+    if given.resume:
+        if not (folder / RECIPE).is_file():
+            raise ValueError(f"--resume: {folder} holds no run; check --output")
         stored = read_recipe(recipe_class, str(folder / RECIPE))
         stored["run"]["output"] = output
         difference = contradiction(given.content, stored)

@@ -52,7 +52,11 @@ def student_config(teacher: PreTrainedConfig, recipe: StudentRecipe) -> PreTrain
         values["embedding_size"] = min(values["embedding_size"], recipe.hidden_size)
     if "num_key_value_heads" in values:
         values["num_key_value_heads"] = recipe.heads
-    for name in ("layer_types", "head_dim", "_name_or_path", "architectures", "dtype"):
+    kinds = values.pop("layer_types", None)
+    if kinds:
+        # the last layers' pattern of windows, so that the student's last layer has the attention of the teacher's
+        values["layer_types"] = (kinds * recipe.layers)[-recipe.layers :]
+    for name in ("head_dim", "_name_or_path", "architectures", "dtype"):
         values.pop(name, None)
     return cast(PreTrainedConfig, type(teacher).from_dict(values))
 
@@ -108,10 +112,14 @@ def load_tokenizer(
     """Load the fast tokenizer that lies with a model.
 
     Raises:
-        ValueError: there is none, or it has no mask or padding token.
+        ValueError: there is none, it is not a fast one, or it has no mask or padding token.
     """
-    with _said_plainly(flag, name_or_folder):
+    with _said_plainly(flag, name_or_folder, needed="tokenizer_config.json"):
         tokenizer = AutoTokenizer.from_pretrained(name_or_folder, revision=revision)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(f"{flag}: {name_or_folder} holds no tokenizer; save one beside the model")
+    if not tokenizer.is_fast:
+        raise ValueError(f"{flag}: {name_or_folder} has no fast tokenizer (tokenizer.json)")
     for kind in ("mask_token_id", "pad_token_id"):
         if getattr(tokenizer, kind) is None:
             raise ValueError(f"{flag}: the tokenizer of {name_or_folder} has no {kind[:-9]} token")
@@ -151,11 +159,11 @@ def count_parameters(model: torch.nn.Module) -> int:
 
 
 @contextlib.contextmanager
-def _said_plainly(flag: str, name_or_folder: str) -> Iterator[None]:
+def _said_plainly(flag: str, name_or_folder: str, needed: str = "config.json") -> Iterator[None]:
     """Turn what transformers and the hub raise into one line that names the option."""
     path = Path(name_or_folder)
     if path.is_absolute() or name_or_folder.startswith((".", "~")) or path.exists():
-        _require_model_folder(flag, path)
+        _require_folder(flag, path, needed)
     try:
         yield
     except (OSError, ValueError, KeyError) as error:
@@ -163,9 +171,10 @@ def _said_plainly(flag: str, name_or_folder: str) -> Iterator[None]:
         raise ValueError(f"{flag}: cannot load {name_or_folder}: {reason}") from error
 
 
-def _require_model_folder(flag: str, path: Path) -> None:
+def _require_folder(flag: str, path: Path, needed: str) -> None:
     if not path.is_dir():
         raise ValueError(f"{flag}: {path} is not a folder")
-    if not (path / "config.json").is_file():
-        hint = " (did you mean its subfolder?)" if any(path.glob("*/config.json")) else ""
-        raise ValueError(f"{flag}: {path} holds no config.json, so it is not a saved model{hint}")
+    if not (path / needed).is_file():
+        hint = "; did you mean its subfolder?" if any(path.glob(f"*/{needed}")) else ""
+        kind = "model" if needed == "config.json" else "tokenizer"
+        raise ValueError(f"{flag}: {path} holds no {kind} ({needed}){hint}")

@@ -1,8 +1,8 @@
 """The training loop that adapting a teacher and distilling a student share.
 
-A module whose forward takes a batch and returns named losses, the first of them the one to minimise, is trained by AdamW, and
-if asked Muon (Jordan et al., 2024) for the weight matrices of its layers, with warm-up, linear decay and clipping. The
-device is asked for numbers only when a line is logged or a checkpoint is due.
+A module whose forward takes a batch and returns named losses, the first of them the one to minimise, is trained by
+AdamW, and if asked Muon (Jordan et al., 2024) for the weight matrices of its layers, with warm-up, linear decay and
+clipping. The device is asked for numbers only when a line is logged or a checkpoint is due.
 """
 
 import math
@@ -199,39 +199,41 @@ class Training:
 def make_optimizers(
     module: nn.Module, recipe: OptimisationRecipe
 ) -> dict[str, torch.optim.Optimizer]:
-    """AdamW over everything that is trained or, with a Muon rate, Muon over the layers' matrices and AdamW over the rest.
+    """AdamW over all that is trained or, with a Muon rate, Muon over the layers' matrices and AdamW over the rest.
 
     Embeddings, the output embeddings and everything of one dimension stay with AdamW; vectors, biases and the
     attention projection, which starts as the identity, do not decay.
     """
-    named = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
-    layers = {name for name, _ in named if ".layer" in name and "embeddings" not in name}
-    use_muon = recipe.muon_learning_rate is not None
-    matrices = [value for name, value in named if use_muon and name in layers and value.ndim == 2]
-    taken = {id(value) for value in matrices}
-    rest = [value for _, value in named if id(value) not in taken]
-    decaying = {
-        id(value)
-        for name, value in named
-        if value.ndim >= 2 and "projection" not in name.split(".")
-    }
+    trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    rate = recipe.muon_learning_rate
+    muon = [] if rate is None else [name for name in trained if _is_layer_matrix(name, trained)]
+    adamw = [name for name in trained if name not in muon]
+    decaying = [name for name in adamw if _decays(name, trained)]
     groups = [
+        {"params": [trained[name] for name in decaying], "weight_decay": recipe.weight_decay},
         {
-            "params": [value for value in rest if id(value) in decaying],
-            "weight_decay": recipe.weight_decay,
+            "params": [trained[name] for name in adamw if name not in decaying],
+            "weight_decay": 0.0,
         },
-        {"params": [value for value in rest if id(value) not in decaying], "weight_decay": 0.0},
     ]
     optimizers: dict[str, torch.optim.Optimizer] = {
         "adamw": torch.optim.AdamW(
             [group for group in groups if group["params"]], lr=recipe.learning_rate
         )
     }
-    if matrices:
+    if rate is not None and muon:
         optimizers["muon"] = torch.optim.Muon(
-            matrices, lr=recipe.muon_learning_rate, weight_decay=recipe.weight_decay
+            [trained[name] for name in muon], lr=rate, weight_decay=recipe.weight_decay
         )
     return optimizers
+
+
+def _is_layer_matrix(name: str, trained: Mapping[str, nn.Parameter]) -> bool:
+    return ".layer" in name and "embeddings" not in name and trained[name].ndim == 2
+
+
+def _decays(name: str, trained: Mapping[str, nn.Parameter]) -> bool:
+    return trained[name].ndim >= 2 and "projection" not in name.split(".")
 
 
 class _Window:

@@ -1,0 +1,164 @@
+import json
+import math
+
+import pytest
+import torch
+from conftest import tiny_model
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from comet.adapt import MaskedLanguageModel, WarmStart, main, piece_entropy
+from comet.batches import Masking
+from comet.corpus import open_corpus
+from comet.recipe import AdaptRecipe, CorpusRecipe, ModelRecipe, OptimisationRecipe, WarmStartRecipe
+from comet.tap import TappedEncoder
+
+SMALL = [
+    "--model.layers", "1",
+    "--model.hidden_size", "16",
+    "--model.heads", "2",
+    "--model.intermediate_size", "24",
+    "--model.vocabulary_size", "200",
+    "--model.positions", "40",
+    "--corpus.max_length", "24",
+    "--corpus.held_out", "8",
+    "--warm_start.steps", "3",
+    "--warm_start.max_length", "12",
+    "--warm_start.batch_size", "16",
+    "--optimisation.warmup_steps", "1",
+    "--batch-size", "8",
+    "--steps", "6",
+    "--run.log_every", "2",
+    "--run.checkpoint_every", "4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def adapted(corpus_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapted") / "run"
+    main(["--corpus", str(corpus_folder), *SMALL, "--output", str(folder)])
+    return folder
+
+
+def test_a_teacher_from_scratch_has_the_recipes_shape_and_a_tokenizer(adapted):
+    model = AutoModelForMaskedLM.from_pretrained(adapted / "model")
+    tokenizer = AutoTokenizer.from_pretrained(adapted / "model")
+    assert model.config.vocab_size == len(tokenizer) == 200
+    assert model.config.hidden_size == 16
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3, 199]) == [
+        "<s>", "<pad>", "</s>", "<unk>", "<mask>",
+    ]  # fmt: skip
+    text = "Malami ya koya wa ɗalibai."
+    assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+    held_out = json.loads((adapted / "held_out.json").read_text())
+    assert held_out["loss"].keys() == {"hau", "swa", "all"}
+    assert held_out["entropy_given_language"] < held_out["entropy"]
+
+
+def test_a_checkpoint_goes_on_training(adapted, corpus_folder, tmp_path):
+    folder = tmp_path / "more"
+    main(
+        [
+            "--model", str(adapted / "model"), "--corpus", str(corpus_folder),
+            *SMALL, "--warm_start.steps", "0", "--output", str(folder),
+        ]
+    )  # fmt: skip
+    before, after = (
+        json.loads((path / "held_out.json").read_text())["loss"]["all"]
+        for path in (adapted, folder)
+    )
+    assert after < before
+
+
+def test_a_checkpoint_without_a_head_gets_one(tokenizer, corpus_folder, tmp_path):
+    config = tiny_model("xlm-r", len(tokenizer)).config
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "headless")
+    tokenizer.save_pretrained(tmp_path / "headless")
+    main(
+        [
+            "--model", str(tmp_path / "headless"), "--corpus", str(corpus_folder),
+            *SMALL, "--steps", "2", "--warm_start.steps", "0", "--output", str(tmp_path / "run"),
+        ]
+    )  # fmt: skip
+    assert (tmp_path / "run" / "model" / "config.json").exists()
+
+
+def test_an_interrupted_run_resumes_to_the_same_model(
+    adapted, corpus_folder, tmp_path, monkeypatch
+):
+    forward, calls = MaskedLanguageModel.forward, 0
+
+    def interrupted(self, batch):
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return forward(self, batch)
+
+    monkeypatch.setattr(MaskedLanguageModel, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--corpus", str(corpus_folder), *SMALL, "--output", str(tmp_path / "run")])
+    monkeypatch.undo()
+    main(["--resume", "--output", str(tmp_path / "run")])
+    name = "model/model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (adapted / name).read_bytes()
+
+
+def test_the_loss_is_cross_entropy_on_the_masked_tokens(tokenizer):
+    model = tiny_model("xlm-r", len(tokenizer))
+    batch = Masking(tokenizer, 0.4, "masked", 0).collate([[0, *range(4, 30), 2], [0, 9, 8, 2]], 0)
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.mask.long()).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+    loss = MaskedLanguageModel(TappedEncoder(model))(batch).total
+    torch.testing.assert_close(loss, expected)
+
+
+def test_piece_entropies_are_those_of_the_counts(tmp_path, tokenizer):
+    """Two languages of equal size that share no piece: knowing the language halves the choice."""
+    pieces = [tokenizer.convert_ids_to_tokens(i) for i in range(4, len(tokenizer) - 1)]
+    words = sorted({p[1:] for p in pieces if p.startswith("▁") and len(p) > 3})[:8]
+    for language, some in (("hau", words[:4]), ("swa", words[4:])):
+        (tmp_path / language).mkdir()
+        lines = [f"{a} {b} {c} {d}" for a in some for b in some for c in some for d in some]
+        (tmp_path / language / "t.txt").write_text("\n".join(lines))
+    corpus = open_corpus([str(tmp_path)], temperature=1.0, seed=0, held_out_per_language=4)
+    entropy = piece_entropy(corpus, tokenizer, 24)
+    assert entropy.single - entropy.given_language == pytest.approx(math.log(2), abs=0.02)
+
+
+def test_short_sequences_come_first_and_the_position_is_restored(corpus_folder, tokenizer):
+    recipe = AdaptRecipe(
+        ModelRecipe(positions=64),
+        CorpusRecipe(paths=[str(corpus_folder)], max_length=24),
+        WarmStartRecipe(steps=3, max_length=12, batch_size=16),
+        OptimisationRecipe(steps=6, batch_size=8, warmup_steps=0),
+    )
+    corpus = open_corpus([str(corpus_folder)], temperature=1.0, seed=0, held_out_per_language=4)
+    masking = Masking(tokenizer, 0.15, "masked", 0)
+    for stop in range(6):
+        batches = WarmStart(corpus, masking, recipe)
+        for _ in range(stop):
+            next(batches)
+        state = json.loads(json.dumps(batches.state_dict()))
+        expected = [next(batches) for _ in range(6 - stop)]
+        again = WarmStart(corpus, masking, recipe)
+        again.load_state_dict(state)
+        for number, batch in enumerate(expected, start=stop):
+            assert torch.equal(next(again).input_ids, batch.input_ids)
+            assert len(batch.input_ids) == (16 if number < 3 else 8)
+            assert batch.input_ids.shape[1] <= (12 if number < 3 else 24)
+
+
+def test_a_vocabulary_larger_than_the_text_gives_is_refused(corpus_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"vocabulary_size: got 90000, .* gives only"):
+        main(
+            [
+                "--corpus", str(corpus_folder), *SMALL,
+                "--model.vocabulary_size", "90000", "--output", str(tmp_path / "run"),
+            ]
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_masked_is_refused():
+    with pytest.raises(ValueError, match="mask_probability"):
+        AdaptRecipe(corpus=CorpusRecipe(paths=["toy"], mask_probability=0.0))

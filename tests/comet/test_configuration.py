@@ -1,0 +1,109 @@
+import pytest
+
+from comet.configuration import build, contradiction, parse_command, read_recipe, to_yaml
+from comet.distill import SHORTCUTS
+from comet.recipe import AdaptRecipe, DistillRecipe
+
+COMPLETE = ["--teacher", "t", "--corpus", "c"]
+
+
+def recipe_of(*argv):
+    given = parse_command(
+        DistillRecipe,
+        argv,
+        program="comet.distill",
+        description="",
+        shortcuts=SHORTCUTS,
+        default_recipe=lambda flags: None,
+    )
+    return build(DistillRecipe, given.content)
+
+
+def test_the_command_line_beats_the_file_and_the_file_beats_the_defaults(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("objective: {temperature: 3, alpha: 0.25}\ncorpus: {paths: [a, b]}\n")
+    recipe = recipe_of("--recipe", str(file), "--teacher", "t", "--objective.alpha", "0.75")
+    assert recipe.objective.alpha == 0.75
+    assert recipe.objective.temperature == 3.0
+    assert recipe.corpus.paths == ["a", "b"]
+    assert recipe.optimisation.batch_size == 32
+
+
+def test_shortcuts_are_flags_of_fields():
+    recipe = recipe_of(*COMPLETE, "--fused", "--languages", "hau", "ibo", "--steps", "500")
+    assert recipe.objective.fused
+    assert recipe.corpus.languages == ["hau", "ibo"]
+    assert recipe.optimisation.steps == 500
+
+
+def test_a_recipe_reads_back_as_it_was_written(tmp_path):
+    recipe = recipe_of(*COMPLETE, "--optimisation.muon_learning_rate", "0.01")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(to_yaml(recipe))
+    assert build(DistillRecipe, read_recipe(DistillRecipe, str(file))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("paper", DistillRecipe),
+        ("quickstart", DistillRecipe),
+        ("toy-teacher", AdaptRecipe),
+    ],
+)
+def test_shipped_recipes_are_valid(name, kind):
+    build(kind, read_recipe(kind, name))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("objectives: {alpha: 1}", "did you mean 'objective'"),
+        ("objective: {temprature: 1}", "did you mean 'temperature'"),
+        ("objective: {temperature: hot}", "expected a number"),
+        ("objective: {kd_tokens: some}", "expected one of all, masked"),
+        ("objective: 3", "expected fields"),
+        ("optimisation: {steps: 1.5}", "expected a whole number"),
+        ("optimisation: {steps: true}", "expected a whole number"),
+        ("corpus: {paths: text}", "expected a list"),
+        ("- a", "expected parts"),
+        ("objective: {", "is not YAML"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_remedy(tmp_path, content, said):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=said):
+        read_recipe(DistillRecipe, str(file))
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--objective.temprature", "1"], "unrecognized arguments"),
+        (["--recipe", "papper"], "did you mean 'paper'"),
+        (["--recipe", "nowhere.yaml"], "cannot read nowhere.yaml"),
+        ([*COMPLETE, "--objective.alpha", "2"], "objective.alpha: got 2.0"),
+        ([*COMPLETE, "--objective.temperature", "0"], "objective.temperature: got 0.0"),
+        ([*COMPLETE, "--student.heads", "7"], "a multiple of student.heads"),
+        ([*COMPLETE, "--optimisation.warmup_steps", "5000"], "fewer than optimisation.steps"),
+        (
+            [*COMPLETE, "--corpus.mask_probability", "0", "--objective.kd_tokens", "masked"],
+            "kd_tokens",
+        ),
+        (["--teacher", "t"], "corpus.paths: got nothing"),
+        (["--corpus", "c"], "teacher.model: got none"),
+        ([*COMPLETE, "--steps", "many"], "invalid int value"),
+    ],
+)
+def test_a_wrong_command_is_refused_with_the_remedy(argv, said):
+    with pytest.raises(ValueError, match=said):
+        recipe_of(*argv)
+
+
+def test_a_contradiction_names_the_field():
+    stored = {"objective": {"alpha": 0.5, "temperature": 2.0}}
+    assert contradiction({"objective": {"alpha": 0.5}}, stored) is None
+    assert "objective.alpha is 0.5 there, 0.7 here" in str(
+        contradiction({"objective": {"alpha": 0.7}}, stored)
+    )

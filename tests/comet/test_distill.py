@@ -1,0 +1,236 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import TINY_RUN, tiny_model
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+from comet import distill as distill_module
+from comet.distill import main
+from comet.objective import Distiller
+
+
+@pytest.fixture
+def command(teacher_folder, corpus_folder):
+    return ["--teacher", str(teacher_folder), "--corpus", str(corpus_folder), *TINY_RUN]
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(metrics):
+    return [
+        {k: v for k, v in line.items() if k not in ("tokens_per_second", "peak_memory")}
+        for line in metrics
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(teacher_folder, corpus_folder, tmp_path_factory):
+    """A run of seven steps, fused."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    main(
+        [
+            "--teacher", str(teacher_folder), "--corpus", str(corpus_folder), *TINY_RUN,
+            "--fused", "--steps", "7", "--output", str(folder),
+        ]
+    )  # fmt: skip
+    return folder
+
+
+def test_the_run_folder_holds_what_is_promised(finished):
+    record = json.loads((finished / "run.json").read_text())
+    assert record["state"] == "done"
+    assert {"versions", "commit", "hardware", "start", "end", "corpus"} <= record.keys()
+    metrics = metrics_of(finished)
+    assert [line["step"] for line in metrics] == [2, 4, 6, 7]
+    assert list(metrics[0]) == [
+        "step", "tokens", "loss", "kd", "attention", "grad_norm", "lr",
+        "tokens_per_second", "peak_memory",
+    ]  # fmt: skip
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"step-3", "step-6"}
+    agreement = json.loads((finished / "agreement.json").read_text())
+    assert agreement["after"].keys() == {"hau", "swa", "all"}
+    assert agreement["after"]["all"]["kl"] < agreement["before"]["all"]["kl"]
+
+
+def test_the_student_loads_as_a_transformers_model(finished, teacher_folder):
+    student = AutoModelForMaskedLM.from_pretrained(finished / "student")
+    assert student.config.num_hidden_layers == 2
+    tokenizer = AutoTokenizer.from_pretrained(finished / "student")
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(teacher_folder).get_vocab()
+    encoded = tokenizer(["Malami ya koya wa dalibai."], return_tensors="pt")
+    assert student(**encoded).logits.shape[-1] == len(tokenizer)
+    assert AutoModel.from_pretrained(finished / "student") is not None
+    saved = load_file(finished / "student" / "model.safetensors")
+    assert not any("projection" in name or name.startswith("teacher") for name in saved)
+    assert "comet" not in (finished / "student" / "config.json").read_text()
+
+
+def test_running_the_written_recipe_again_repeats_the_run(finished, tmp_path):
+    again = tmp_path / "again"
+    main(["--recipe", str(finished / "recipe.yaml"), "--output", str(again)])
+    assert timeless(metrics_of(again)) == timeless(metrics_of(finished))
+    name = "student/model.safetensors"
+    assert (again / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_an_interrupted_run_resumes_to_the_same_student(finished, tmp_path, monkeypatch, command):
+    stopped = tmp_path / "stopped"
+    calls = 0
+    forward = Distiller.forward
+
+    def interrupted(self, batch):
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return forward(self, batch)
+
+    monkeypatch.setattr(Distiller, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main([*command, "--fused", "--steps", "7", "--output", str(stopped)])
+    monkeypatch.undo()
+    assert json.loads((stopped / "run.json").read_text())["state"] == "failed"
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "half a li')
+    main(["--resume", "--output", str(stopped)])
+    assert json.loads((stopped / "run.json").read_text())["state"] == "done"
+    assert timeless(metrics_of(stopped))[-1] == timeless(metrics_of(finished))[-1]
+    name = "student/model.safetensors"
+    assert (stopped / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_unfused_gives_the_same_losses(finished, tmp_path, command):
+    plain = tmp_path / "plain"
+    main([*command, "--steps", "7", "--output", str(plain)])
+    for fused_line, line in zip(metrics_of(finished), metrics_of(plain), strict=True):
+        assert line["loss"] == pytest.approx(fused_line["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [["--optimisation.precision", "bfloat16"], ["--objective.kd_tokens", "masked"]]
+)
+def test_options_of_precision_and_tokens_train(tmp_path, command, options):
+    folder = tmp_path / "run"
+    main([*command, *options, "--fused", "--steps", "4", "--output", str(folder)])
+    student = AutoModelForMaskedLM.from_pretrained(folder / "student")
+    assert all(value.isfinite().all() for value in student.parameters())
+    assert student.dtype == torch.float32
+
+
+def test_a_student_can_be_given(finished, tmp_path, command):
+    folder = tmp_path / "run"
+    main(
+        [*command, "--student", str(finished / "student"), "--steps", "2", "--output", str(folder)]
+    )
+    first = json.loads((folder / "agreement.json").read_text())["before"]["all"]["kl"]
+    last = json.loads((finished / "agreement.json").read_text())["after"]["all"]["kl"]
+    assert first == pytest.approx(last, rel=1e-4)
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_output_folder_with_another_run_is_left_alone(finished, command):
+    before = snapshot(finished)
+    with pytest.raises(ValueError, match="holds another run"):
+        main([*command, "--output", str(finished)])
+    with pytest.raises(ValueError, match="is done"):
+        main(["--resume", "--output", str(finished)])
+    assert snapshot(finished) == before
+
+
+def test_an_output_folder_with_other_files_is_left_alone(tmp_path, command):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files"):
+        main([*command, "--output", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_resuming_with_another_recipe_is_refused(finished, tmp_path):
+    stopped = tmp_path / "stopped"
+    shutil.copytree(finished, stopped)
+    record = json.loads((stopped / "run.json").read_text())
+    (stopped / "run.json").write_text(json.dumps({**record, "state": "failed"}))
+    with pytest.raises(ValueError, match=r"objective.alpha is 0.5 there, 0.9 here"):
+        main(["--resume", "--output", str(stopped), "--objective.alpha", "0.9"])
+
+
+def test_resuming_where_nothing_is_is_refused(tmp_path, command):
+    with pytest.raises(ValueError, match="holds no run"):
+        main([*command, "--resume", "--output", str(tmp_path / "nowhere")])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoints(
+    tmp_path, monkeypatch, command
+):
+    forward, calls = Distiller.forward, 0
+
+    def spoilt(self, batch):
+        nonlocal calls
+        calls += 1
+        losses = forward(self, batch)
+        return losses._replace(total=losses.total * float("nan")) if calls == 4 else losses
+
+    monkeypatch.setattr(Distiller, "forward", spoilt)
+    with pytest.raises(ValueError, match="total became nan between step 3 and 4"):
+        main([*command, "--steps", "9", "--output", str(tmp_path / "run")])
+    kept = tmp_path / "run" / "checkpoints" / "step-3" / "tensors.safetensors"
+    assert all(
+        value.isfinite().all() for value in load_file(kept).values() if value.is_floating_point()
+    )
+    assert [line["step"] for line in metrics_of(tmp_path / "run")] == [2]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "failed"
+    assert not (tmp_path / "run" / "student").exists()
+
+
+def test_different_vocabularies_are_refused(tmp_path, command, tokenizer):
+    other = tmp_path / "other"
+    tiny_model("xlm-r", len(tokenizer)).save_pretrained(other)
+    pieces = AutoTokenizer.from_pretrained(command[1])
+    pieces.add_tokens(["neologism"])
+    pieces.save_pretrained(other)
+    with pytest.raises(
+        ValueError, match="--student: its vocabulary has 301 entries, the teacher's 300"
+    ):
+        main([*command, "--student", str(other), "--output", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sequence_longer_than_the_positions_is_refused(tmp_path, command):
+    with pytest.raises(ValueError, match=r"max_length: got 65, .* teacher has positions for 64"):
+        main([*command, "--corpus.max_length", "65", "--output", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_corpus_is_refused(tmp_path, teacher_folder):
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(ValueError, match=r"empty\.txt"):
+        main(["--teacher", str(teacher_folder), "--corpus", str(tmp_path / "empty.txt"), *TINY_RUN])
+
+
+def test_the_command_ends_in_one_line_and_exit_code_2(tmp_path):
+    answer = subprocess.run(
+        [sys.executable, "-m", "comet.distill", "--teacher", "./nowhere", "--corpus", "toy"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 2
+    assert answer.stderr.splitlines() == [
+        "comet.distill: error: --teacher: nowhere is not a folder"
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_is_the_quickstart():
+    assert distill_module._default_recipe({}) == "quickstart"
+    assert distill_module._default_recipe({"corpus.paths": ["x"]}) is None

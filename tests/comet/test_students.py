@@ -1,0 +1,72 @@
+import pytest
+import torch
+from conftest import tiny_model
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, XLMRobertaConfig
+
+from comet.recipe import StudentRecipe
+from comet.students import count_parameters, load_masked_lm, load_tokenizer, make_student
+
+AFRO_XLMR_LARGE = XLMRobertaConfig(
+    vocab_size=250_002,
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    intermediate_size=4096,
+    max_position_embeddings=514,
+    type_vocab_size=1,
+)
+
+
+def test_the_papers_models_have_the_papers_sizes():
+    with torch.device("meta"):
+        teacher = AutoModelForMaskedLM.from_config(AFRO_XLMR_LARGE)
+        student = make_student(AFRO_XLMR_LARGE, StudentRecipe())
+    assert count_parameters(teacher) == 560_142_482
+    assert count_parameters(student) == 69_187_730
+
+
+@pytest.mark.parametrize(("labels", "parameters"), [(2, 68_937_730), (3, 68_937_987)])
+def test_the_papers_student_as_a_classifier(labels, parameters):
+    with torch.device("meta"):
+        config = make_student(AFRO_XLMR_LARGE, StudentRecipe()).config
+        config.num_labels = labels
+        classifier = AutoModelForSequenceClassification.from_config(config)
+    assert count_parameters(classifier) == parameters
+    assert round(4 * parameters / 2**20, 2) == 262.98
+
+
+@pytest.mark.parametrize("architecture", ["xlm-r", "bert", "electra", "modernbert"])
+def test_a_student_has_the_recipes_shape_and_the_teachers_vocabulary(architecture):
+    teacher = tiny_model(architecture)
+    recipe = StudentRecipe(layers=2, hidden_size=16, heads=2, intermediate_size=24, dropout=0.0)
+    student = make_student(teacher.config, recipe)
+    assert type(student) is type(teacher)
+    assert student.config.num_hidden_layers == 2
+    assert student.config.hidden_size == 16
+    assert student.config.vocab_size == teacher.config.vocab_size
+    logits = student(input_ids=torch.tensor([[5, 6, 7]])).logits
+    assert logits.shape == (1, 3, teacher.config.vocab_size)
+
+
+def test_a_checkpoint_without_its_head_is_refused(tmp_path):
+    headless = AutoModelForSequenceClassification.from_config(tiny_model("xlm-r").config)
+    headless.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"--teacher: .* saved without its masked-language-model head"
+    ):
+        load_masked_lm(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("./nowhere", "is not a folder"), ("/tmp", "holds no model")],
+)
+def test_a_folder_that_is_no_model_is_refused(name, said):
+    with pytest.raises(ValueError, match=said):
+        load_masked_lm(name)
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path):
+    tiny_model("xlm-r").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds no tokenizer"):
+        load_tokenizer(str(tmp_path))
