@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_model
+from tiny import tiny_model
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from comet.adapt import MaskedLanguageModel, WarmStart, main, piece_entropy

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import tiny_model
+from tiny import tiny_model
 
 from comet import checkpoints
 from comet.checkpoints import (

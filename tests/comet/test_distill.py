@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY_RUN, tiny_model
 from safetensors.torch import load_file
+from tiny import TINY_RUN, tiny_model
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from comet import distill as distill_module

@@ -1,9 +1,7 @@
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from conftest import tiny_model
+from accuracy import relative_rms
+from tiny import tiny_model
 from torch.nn.functional import log_softmax
 
 import comet_kernels
@@ -13,9 +11,6 @@ from comet.projections import make_projection
 from comet.recipe import ObjectiveRecipe, StudentRecipe
 from comet.students import make_student
 from comet.tap import TappedEncoder
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-from accuracy import relative_rms
 
 STUDENT = StudentRecipe(layers=2, hidden_size=24, heads=2, intermediate_size=32, dropout=0.0)
 

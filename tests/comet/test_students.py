@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import tiny_model
+from tiny import tiny_model
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, XLMRobertaConfig
 
 from comet.recipe import StudentRecipe

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import tiny_model
+from tiny import tiny_model
 from transformers import AutoModelForMaskedLM, MPNetConfig
 
 from comet.tap import TappedEncoder, release, usable_positions

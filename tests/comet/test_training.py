@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import tiny_model
+from tiny import tiny_model
 
 from comet.recipe import OptimisationRecipe
 from comet.training import make_accelerator, make_optimizers
