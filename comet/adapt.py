@@ -7,9 +7,10 @@ nothing of the context was learnt yet. Short sequences, Muon for the weight matr
 plateaus soonest.
 """
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ SHORTCUTS = {
     "--batch-size": "optimisation.batch_size",
     "--seed": "run.seed",
 }
-TOKENIZER_DOCUMENTS = 100_000
+TOKENIZER_CHARACTERS = 10_000_000
 ENTROPY_DOCUMENTS = 1000
 
 
@@ -303,15 +304,20 @@ def _tokenizer(recipe: ModelRecipe, corpus: Corpus, saved: Path | None) -> PreTr
         return load_tokenizer(str(saved), flag="--resume")
     if recipe.tokenizer is not None:
         return load_tokenizer(recipe.tokenizer, flag="--tokenizer")
-    stream = corpus.training_stream()
-    texts = (next(stream).text for _ in range(_documents(corpus)))
-    return train_tokenizer(texts, recipe.vocabulary_size, recipe.positions)
+    print(f"training a tokenizer of {recipe.vocabulary_size:,} pieces", flush=True)
+    return train_tokenizer(_sample(corpus), recipe.vocabulary_size, recipe.positions)
 
 
-def _documents(corpus: Corpus) -> int:
-    """How many documents a tokenizer is trained on: about one epoch, within a limit."""
+def _sample(corpus: Corpus) -> Iterator[str]:
+    """Text of the training mixture: about one epoch, within a limit."""
     counts = [count for count in corpus.counts.values() if count is not None]
-    return min(TOKENIZER_DOCUMENTS, sum(counts) or TOKENIZER_DOCUMENTS)
+    documents = itertools.islice(corpus.training_stream(), sum(counts) or None)
+    characters = 0
+    for document in documents:
+        yield document.text
+        characters += len(document.text)
+        if characters > TOKENIZER_CHARACTERS:
+            return
 
 
 def _entropy(counts: Mapping[int, int]) -> float:
