@@ -1,0 +1,83 @@
+"""projected_mse: the Kronecker sum in native code, against einsum in plain torch and against the dense matrix."""
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+import comet_kernels
+from bench.cases import Case, Implementation, Measure, Op, Tensors, random
+from comet_kernels import reference
+
+
+def set_up(case: Case) -> Tensors:
+    """Attention maps, and factors near the identity."""
+    torch.manual_seed(0)
+    batch, size, terms = (case.sizes[letter] for letter in "BSK")
+    student, teacher = (random(case, batch, size, size, scale=2).softmax(-1) for _ in "st")
+    left, right = (
+        torch.eye(size, dtype=case.dtype, device=case.device)
+        + random(case, terms, size, size, scale=0.1)
+        for _ in "lr"
+    )
+    return {
+        "student_map": student.requires_grad_(),
+        "teacher_map": teacher,
+        "left": left.requires_grad_(),
+        "right": right.requires_grad_(),
+    }
+
+
+def as_one_matrix(tensors: Tensors) -> Tensors:
+    """The same map as the S² × S² matrix Σ_k L_k ⊗ R_k.
+
+    Raises:
+        ValueError: it would not fit into memory.
+    """
+    left, right = tensors["left"].detach(), tensors["right"].detach()
+    size = left.shape[-1]
+    _dense(size)
+    weight = torch.einsum("kip,kjq->ijpq", left, right).reshape(size**2, size**2)
+    maps = {name: tensors[name] for name in ("student_map", "teacher_map")}
+    return {**maps, "weight": weight.requires_grad_()}
+
+
+def dense_mse(student_map: Tensor, teacher_map: Tensor, weight: Tensor) -> Tensor:
+    """The paper's projection, as `comet` has it for comparison."""
+    from comet.projections import masked_mse
+
+    dense = _dense(student_map.shape[-1])
+    projected = torch.func.functional_call(dense, {"weight": weight}, (student_map,))
+    return masked_mse(projected, teacher_map, None)
+
+
+@functools.cache
+def _dense(size: int) -> nn.Module:
+    from comet.projections import Dense
+
+    with torch.device("meta"):
+        return Dense(size)
+
+
+OP = Op(
+    "projected_mse",
+    set_up,
+    {
+        "comet": Implementation(comet_kernels.projected_mse),
+        "torch": Implementation(reference.projected_mse),
+        "dense": Implementation(dense_mse, prepare=as_one_matrix),
+    },
+)
+QUICK = Case({"B": 4, "S": 32, "K": 2})
+CASES = [
+    Case({"B": 32, "S": 128, "K": 4}),
+    Case({"B": 8, "S": 512, "K": 4}),
+    *(
+        Case({"B": batch, "S": size, "K": 4}, device="cuda")
+        for batch, size in ((64, 128), (16, 512), (8, 1024))
+    ),
+]
+
+
+def bench_projected_mse(measure: Measure, case: Case, implementation: str) -> None:
+    measure(OP, case, implementation)

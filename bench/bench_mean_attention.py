@@ -1,0 +1,49 @@
+"""mean_attention: query and key as an attention layer holds them, against every head's map in plain torch."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import comet_kernels
+from bench.cases import Case, Implementation, Measure, Op, Tensors, random
+from comet_kernels import reference
+
+
+def set_up(case: Case) -> Tensors:
+    torch.manual_seed(0)
+    batch, heads, length, width = (case.sizes[letter] for letter in "BHSD")
+    query, key = (
+        random(case, batch, length, heads, width).transpose(1, 2).requires_grad_() for _ in "qk"
+    )
+    gradient = torch.randn(batch, length, length, device=case.device)
+    return {"query": query, "key": key, "gradient": gradient}
+
+
+def _with_gradient(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def attention(query: Tensor, key: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return function(query, key), gradient
+
+    return attention
+
+
+OP = Op(
+    "mean_attention",
+    set_up,
+    {
+        "comet": Implementation(_with_gradient(comet_kernels.mean_attention)),
+        "torch": Implementation(_with_gradient(reference.mean_attention)),
+    },
+)
+QUICK = Case({"B": 2, "H": 4, "S": 128, "D": 64})
+CASES = [
+    Case({"B": 8, "H": 16, "S": 512, "D": 64}),
+    *(
+        Case({"B": 32, "H": 16, "S": length, "D": 64}, torch.bfloat16, "cuda")
+        for length in (128, 512, 2048)
+    ),
+]
+
+
+def bench_mean_attention(measure: Measure, case: Case, implementation: str) -> None:
+    measure(OP, case, implementation)

@@ -1,0 +1,135 @@
+"""A whole distillation step, forward, backward and AdamW, at the paper's shapes with random weights.
+
+    python -m bench.bench_step                     plain and fused side by side, each in a process of its own
+    python -m bench.bench_step --fused [...]       one way only; ends with one line of JSON
+
+`bench/steps.py` says what plain, unfused and fused are. Peak memory is that of the process, libraries and the building
+of the models included; on a GPU that of torch's allocator.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import torch
+
+from bench import memory, results
+from bench.cases import synchronize
+from bench.steps import TINY, VARIANTS, Shapes, make_step
+
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+
+def run(variant: str, shapes: Shapes, steps: int) -> results.Record:
+    """Time some steps after a first one that does not count.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+    """
+    _, step = make_step(variant, shapes)
+    losses, seconds = [step().item()], []
+    for _ in range(steps):
+        synchronize(shapes.device)
+        start = time.perf_counter()
+        losses.append(step().item())
+        seconds.append(time.perf_counter() - start)
+    if not all(abs(loss) < float("inf") for loss in losses):
+        raise FloatingPointError(f"losses {losses}")
+    median = statistics.median(seconds)
+    on_gpu = shapes.device == "cuda"
+    sizes = {name: value for name, value in asdict(shapes).items() if isinstance(value, int)}
+    return {
+        "variant": variant,
+        "sizes": sizes,
+        "dtype": shapes.precision,
+        "device": shapes.device,
+        "median_seconds": median,
+        "seconds": seconds,
+        "tokens_per_second": shapes.batch * shapes.length / median,
+        "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else memory.peak_resident_bytes(),
+        "losses": losses,
+    }
+
+
+def run_in_child(variant: str, options: argparse.Namespace) -> results.Record:
+    """`run` in a process of its own, so that its peak is its own."""
+    command = [sys.executable, "-m", "bench.bench_step", f"--{variant}"]
+    for name in ("batch", "length", "dtype", "device", "steps", "threads"):
+        command += [f"--{name}", str(getattr(options, name))]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if ran.returncode != 0:
+        raise SystemExit(f"bench_step: the {variant} step ended with exit code {ran.returncode}")
+    record: results.Record = json.loads(ran.stdout.splitlines()[-1])
+    return record
+
+
+def compare(records: list[results.Record]) -> list[str]:
+    """A table, and the ratios of the first variant to the last."""
+    lines = [f"{'':8}  {'s per step':>10}  {'tokens/s':>10}  {'peak memory':>11}"]
+    for record in records:
+        lines.append(
+            f"{record['variant']:8}  {record['median_seconds']:10.3f}"
+            f"  {record['tokens_per_second']:10,.0f}  {record['peak_bytes'] / 2**30:7.2f} GiB"
+        )
+    first, last = records[0], records[-1]
+    time_ratio = first["median_seconds"] / last["median_seconds"]
+    memory_ratio = first["peak_bytes"] / last["peak_bytes"]
+    lines.append(
+        f"{last['variant']} against {first['variant']}: {time_ratio:.2f}x the speed, "
+        f"1/{memory_ratio:.2f} of the memory"
+    )
+    return lines
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.bench_step", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    chosen = parser.add_mutually_exclusive_group()
+    for variant in VARIANTS:
+        chosen.add_argument(
+            f"--{variant}", dest="variant", action="store_const", const=variant, help="only this"
+        )
+    has_gpu = torch.cuda.is_available()
+    parser.add_argument("--batch", type=int, default=4, help="sequences")
+    parser.add_argument("--length", type=int, default=128, help="tokens per sequence")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_gpu else "cpu")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that is not")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--save", action="store_true", help="into bench/results")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Run one variant, or plain and fused side by side."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    shapes = Shapes(options.batch, options.length, options.dtype, options.device)
+    if options.variant:
+        records = [run(options.variant, shapes, options.steps)]
+    else:
+        records = [run_in_child(variant, options) for variant in ("plain", "fused")]
+        print(*compare(records), sep="\n")
+    if options.save:
+        print(f"saved {results.save('steps', records)}")
+    print(json.dumps(records[0] if options.variant else records))
+
+
+def bench_step(benchmark: "BenchmarkFixture", variant: str) -> None:
+    """Tiny models: all three ways give the same loss, and a step of theirs runs."""
+    loss, step = make_step(variant, TINY)
+    expected, _ = make_step("plain", TINY)
+    torch.testing.assert_close(loss(), expected(), rtol=1e-5, atol=0)
+    benchmark.group = "step of tiny models"
+    benchmark.pedantic(step, rounds=5, warmup_rounds=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Peak memory: the allocator's counters on a GPU; on the CPU the resident set of a process that does nothing else."""
+
+import importlib
+import multiprocessing
+import os
+import re
+import resource
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing.context import BaseContext
+from pathlib import Path
+
+import torch
+
+from bench.cases import Case, Implementation, Op, Tensors, differentiate
+
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_resident_bytes() -> int:
+    """The most this process ever had resident.
+
+    Linux's own figure, where it is: `ru_maxrss` also counts what the parent had before it started this program.
+    """
+    if STATUS.exists():
+        return _resident("VmHWM")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def extra_bytes_on_gpu(implementation: Implementation, tensors: Tensors) -> int:
+    """Peak of one forward and backward beyond the inputs, gradients included."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    differentiate(implementation.function, tensors)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def extra_bytes_on_cpu(module: str, smallest: Case, case: Case, name: str) -> int | None:
+    """The same, in a child process; None where the system cannot reset a peak, as only Linux can.
+
+    Args:
+        module: the benchmark module, which has the op as `OP`.
+        smallest: run first, so that what libraries allocate once does not count.
+        case: what is measured.
+        name: of the implementation.
+    """
+    if not os.access(CLEAR_REFS, os.W_OK):
+        return None
+    with ProcessPoolExecutor(1, mp_context=_quick_to_start()) as pool:
+        return pool.submit(
+            _in_child, module, smallest, case, name, torch.get_num_threads()
+        ).result()
+
+
+@cache
+def _quick_to_start() -> BaseContext:
+    """Children of a server that has imported torch and run nothing; blocks freed go back to the system at once."""
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 16))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "pytest", "comet_kernels", "comet_kernels.reference"])
+    return context
+
+
+def _in_child(module: str, smallest: Case, case: Case, name: str, threads: int) -> int:
+    torch.set_num_threads(threads)
+    op: Op = importlib.import_module(module).OP
+    implementation = op.implementations[name]
+    differentiate(implementation.function, implementation.prepare(op.set_up(smallest)))
+    tensors = implementation.prepare(op.set_up(case))
+    CLEAR_REFS.write_text("5", encoding="ascii")
+    before = _resident("VmRSS")
+    found = differentiate(implementation.function, tensors)
+    extra = _resident("VmHWM") - before
+    del found
+    return max(extra, 0)
+
+
+def _resident(field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(encoding="ascii"), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024

@@ -1,0 +1,211 @@
+"""Results as files, `bench/results/<machine>-<commit>.json`, and as a table for people.
+
+A file holds `ops`, one record per case and implementation, and `steps`, one per kind of step. Running part of the
+benchmarks again replaces only the records it makes anew.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.cases import synchronize
+
+RESULTS = Path(__file__).parent / "results"
+Record = dict[str, Any]
+
+_PACKAGES = ("torch", "triton", "transformers", "numpy", "pytest-benchmark")
+_IDENTITY = {
+    "ops": ("op", "sizes", "dtype", "device", "implementation"),
+    "steps": ("variant", "sizes", "dtype", "device"),
+}
+
+
+def save(section: str, records: Sequence[Record], **facts: Any) -> Path:
+    """Put records into the file of this machine and commit, in place of older ones of the same cases.
+
+    Args:
+        section: "ops" or "steps".
+        records: JSON, with at least the fields that tell cases of the section apart.
+        facts: more to store beside the sections.
+
+    Returns:
+        The file.
+    """
+    hardware = describe_hardware()
+    name = hardware.get("gpu") or hardware["cpu"]
+    path = RESULTS / f"{slug(name)}-{commit()}.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    fresh = {_identity(section, record) for record in records}
+    kept = [old for old in stored.get(section, []) if _identity(section, old) not in fresh]
+    stored |= {
+        "machine": name,
+        "commit": commit(),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": describe_versions(),
+        "hardware": hardware,
+        **facts,
+        section: kept + list(records),
+    }
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def commit() -> str:
+    """The measured commit: COMET_COMMIT where the source came without its history, else git's, else "unknown"."""
+    given = os.environ.get("COMET_COMMIT")
+    if given:
+        return slug(given)
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    return "unknown"
+
+
+def slug(name: str) -> str:
+    """A name as part of a file name: "NVIDIA H200" to "nvidia-h200"."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
+
+
+def describe_versions() -> dict[str, str | None]:
+    """Python, CUDA or HIP, and the packages that the figures depend on."""
+    versions: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+    }
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def describe_hardware() -> Record:
+    """Processor, memory, threads in use and, where there is one, the GPU."""
+    hardware: Record = {
+        "cpu": _processor(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        hardware["gpu"] = properties.name
+        hardware["gpu_memory_bytes"] = properties.total_memory
+        hardware["gpu_multiprocessors"] = properties.multi_processor_count
+    return hardware
+
+
+def measure_ceilings(device: str) -> dict[str, float]:
+    """What the device can do at most: bytes read and written per second by a copy, operations by matrix products."""
+    large = device == "cuda"
+    size, count = (8192, 1 << 30) if large else (1536, 64 << 20)
+    dtypes = (torch.float32, torch.bfloat16) if large else (torch.float32,)
+    products = {
+        f"{str(dtype).removeprefix('torch.')}_product_teraflops_per_second": 2
+        * size**3
+        / _seconds_of_product(size, dtype, device)
+        / 1e12
+        for dtype in dtypes
+    }
+    copied = 2 * 4 * count / _seconds_of_copy(count, device)
+    return {"copy_gigabytes_per_second": copied / 1e9, **products}
+
+
+def table(records: Iterable[Record]) -> list[str]:
+    """One line per case and implementation that `comet` is compared with."""
+    cases: dict[tuple[str, ...], dict[str, Record]] = {}
+    for record in records:
+        key: tuple[str, ...] = (
+            record["op"],
+            " ".join(f"{letter}={size}" for letter, size in record["sizes"].items()),
+            record["dtype"],
+            record["device"],
+        )
+        cases.setdefault(key, {})[record["implementation"]] = record
+    head = ("op", "shape", "dtype", "device", "comet", "against", "takes", "ratio")
+    rows: list[tuple[str, ...]] = [(*head, "extra memory", "its extra memory")]
+    for key, found in cases.items():
+        comet = found.pop("comet", None)
+        for name, other in found.items() or {"-": None}.items():
+            ratio = other["median_seconds"] / comet["median_seconds"] if comet and other else None
+            rows.append(
+                (
+                    *key,
+                    _time(comet),
+                    name,
+                    _time(other),
+                    "-" if ratio is None else f"{ratio:.2f}x",
+                    _memory(comet),
+                    _memory(other),
+                )
+            )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _identity(section: str, record: Record) -> str:
+    return json.dumps([record[field] for field in _IDENTITY[section]])
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _seconds_of_copy(count: int, device: str) -> float:
+    source = torch.ones(count, device=device)
+    target = torch.empty_like(source)
+    return _median_seconds(lambda: target.copy_(source), device)
+
+
+def _seconds_of_product(size: int, dtype: torch.dtype, device: str) -> float:
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return _median_seconds(lambda: a @ b, device)
+
+
+def _median_seconds(call: Callable[[], Tensor], device: str) -> float:
+    seconds = []
+    for _ in range(7):
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[2:])
+
+
+def _time(record: Record | None) -> str:
+    if record is None:
+        return "-"
+    seconds = record["median_seconds"]
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
+def _memory(record: Record | None) -> str:
+    if record is None or record["extra_bytes"] is None:
+        return "-"
+    return f"{record['extra_bytes'] / 2**20:,.1f} MiB"

@@ -1,0 +1,172 @@
+"""The distillation step three ways, on models with random weights.
+
+plain    as a user of transformers writes AfroXLMR-Comet's step (arXiv 2502.18020): eager attention with
+         `output_attentions=True`, the logits of both models, `log_softmax` and `kl_div`, a dense S² × S² projection
+unfused  Comet's step in plain torch: one layer's query and key, the factorized projection
+fused    Comet's step with `comet_kernels`
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax, mse_loss, softmax
+from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, XLMRobertaConfig
+
+import comet_kernels
+from comet.objective import Batch, Distiller
+from comet.projections import make_projection
+from comet.recipe import ObjectiveRecipe, StudentRecipe
+from comet.students import student_config
+from comet.tap import TappedEncoder
+from comet_kernels import reference
+
+VARIANTS = ("plain", "unfused", "fused")
+OBJECTIVE = ObjectiveRecipe()
+LEARNING_RATE = 5e-4
+
+Step = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the step works on; by default the paper's teacher and student.
+
+    `precision` is that of matrix products: weights and optimizer stay in float32, products run under autocast.
+    """
+
+    batch: int = 4
+    length: int = 128
+    precision: str = "float32"
+    device: str = "cpu"
+    vocabulary: int = 250_002
+    layers: int = 24
+    hidden_size: int = 1024
+    heads: int = 16
+    intermediate_size: int = 4096
+    student: StudentRecipe = field(default_factory=StudentRecipe)
+
+    @property
+    def teacher(self) -> PreTrainedConfig:
+        """An XLM-RoBERTa configuration."""
+        return XLMRobertaConfig(
+            vocab_size=self.vocabulary,
+            num_hidden_layers=self.layers,
+            hidden_size=self.hidden_size,
+            num_attention_heads=self.heads,
+            intermediate_size=self.intermediate_size,
+            max_position_embeddings=514,
+            type_vocab_size=1,
+        )
+
+
+TINY = Shapes(
+    batch=2,
+    length=16,
+    vocabulary=1009,
+    layers=2,
+    hidden_size=32,
+    heads=4,
+    intermediate_size=48,
+    student=StudentRecipe(layers=2, hidden_size=16, heads=2, intermediate_size=24, dropout=0.0),
+)
+
+
+def random_model(config: PreTrainedConfig, attention: str, device: str) -> PreTrainedModel:
+    """A model whose weights were allocated once and written once."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForMaskedLM.from_config(
+            config, attn_implementation=attention
+        )
+    model.to_empty(device=device)
+    model.tie_weights()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_gain = parameter.ndim == 1 and name.endswith("weight")
+            parameter.normal_(mean=1.0 if is_gain else 0.0, std=0.05)
+        for name, buffer in model.named_buffers():
+            # what no checkpoint holds: positions count up, token types are 0
+            count = torch.arange(buffer.shape[-1], device=device)
+            buffer.copy_(count.expand_as(buffer) if name.endswith("position_ids") else 0 * buffer)
+    return model
+
+
+def plain_step(shapes: Shapes, ids_BS: Tensor) -> tuple[Step, list[nn.Parameter]]:
+    """The paper's loss, written plainly."""
+    teacher = random_model(shapes.teacher, "eager", shapes.device).eval()
+    student = random_model(
+        student_config(shapes.teacher, shapes.student), "eager", shapes.device
+    ).train()
+    size = shapes.length**2
+    projection = nn.utils.skip_init(nn.Linear, size, size, bias=False, device=shapes.device)
+    nn.init.eye_(projection.weight)
+    temperature, alpha = OBJECTIVE.temperature, OBJECTIVE.alpha
+    mask_BS = torch.ones_like(ids_BS)
+
+    def loss() -> Tensor:
+        with torch.no_grad():
+            t = teacher(input_ids=ids_BS, attention_mask=mask_BS, output_attentions=True)
+        s = student(input_ids=ids_BS, attention_mask=mask_BS, output_attentions=True)
+        kd = kl_div(
+            log_softmax(s.logits.flatten(0, 1).float() / temperature, dim=-1),
+            softmax(t.logits.flatten(0, 1).float() / temperature, dim=-1),
+            reduction="batchmean",
+        )
+        student_map, teacher_map = (m.attentions[-1].mean(1).flatten(1) for m in (s, t))
+        attention = mse_loss(projection(student_map), teacher_map)
+        return alpha * temperature**2 * kd + (1 - alpha) * attention
+
+    return loss, [*student.parameters(), *projection.parameters()]
+
+
+def comet_step(shapes: Shapes, ids_BS: Tensor, ops: ModuleType) -> tuple[Step, list[nn.Parameter]]:
+    """Comet's, with `comet_kernels` or its reference."""
+    teacher = random_model(shapes.teacher, "sdpa", shapes.device)
+    student = random_model(student_config(shapes.teacher, shapes.student), "sdpa", shapes.device)
+    distiller = Distiller(
+        TappedEncoder(teacher),
+        TappedEncoder(student.train()),
+        make_projection(OBJECTIVE, shapes.length).to(shapes.device),
+        OBJECTIVE,
+        ops,
+    )
+    tokens = ids_BS.numel()
+    batch = Batch(
+        input_ids=ids_BS,
+        mask=None,
+        kd_positions=torch.arange(tokens, device=ids_BS.device),
+        labels=torch.full_like(ids_BS, -100),
+        tokens=tokens,
+        squared_lengths=tokens * shapes.length,
+    )
+    return (lambda: distiller(batch).total), list(distiller.parameters())
+
+
+def make_step(variant: str, shapes: Shapes) -> tuple[Step, Step]:
+    """The loss alone, and the whole step, which returns its loss."""
+    torch.manual_seed(0)
+    ids_BS = torch.randint(
+        5, shapes.vocabulary, (shapes.batch, shapes.length), device=shapes.device
+    )
+    if variant == "plain":
+        forward, parameters = plain_step(shapes, ids_BS)
+    else:
+        ops = comet_kernels if variant == "fused" else reference
+        forward, parameters = comet_step(shapes, ids_BS, ops)
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
+    halved = shapes.precision == "bfloat16"
+
+    def loss() -> Tensor:
+        with torch.autocast(shapes.device, torch.bfloat16, enabled=halved):
+            return forward()
+
+    def step() -> Tensor:
+        found = loss()
+        found.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return found.detach()
+
+    return loss, step

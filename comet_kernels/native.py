@@ -1,0 +1,37 @@
+"""Loads the compiled extension `comet_kernels._native` when something first needs it.
+
+Without it everything imports; the first call that needs it says how to build it.
+"""
+
+import functools
+import importlib
+from types import ModuleType
+
+import torch
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+@functools.cache
+def library() -> ModuleType:
+    """The extension module.
+
+    Raises:
+        RuntimeError: it is not built, or does not load; the message says how to build it.
+    """
+    try:
+        return importlib.import_module("comet_kernels._native")
+    except ImportError as error:
+        raise RuntimeError(
+            f"comet_kernels' C++ extension does not load ({error}): "
+            "build it with `pip install -e .` in the source folder, which needs a C++17 compiler"
+        ) from error
+
+
+@functools.cache
+def has_cuda() -> bool:
+    """Whether the extension is there and holds the CUDA kernels."""
+    try:
+        return bool(library().has_cuda())
+    except RuntimeError:
+        return False

@@ -1,0 +1,188 @@
+"""Loss and gradient of rows of logits on every device: Triton on GPUs, C++ on the CPU, plain torch in pieces elsewhere.
+
+All three take columns that are contiguous and keep a row's statistics as float32 [4, N]: the student's shift and
+log-sum, the teacher's shift and log-sum, with log Σ e^{x/T} = shift / T + log-sum.
+"""
+
+import torch
+
+from comet_kernels import native
+
+# Float32 numbers of one piece of plain torch, all temporaries together.
+PIECE_BYTES = 64 << 20
+
+
+def checked_temperature(temperature: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The temperatures as they came, having been checked where that costs no synchronisation with the host.
+
+    A chosen row's temperature that is not a finite number above 0 is a `ValueError` on the CPU, a device-side assertion
+    on CUDA, and NaN elsewhere.
+    """
+    good = torch.isfinite(temperature) & (temperature > 0)
+    if mask is not None:
+        good |= ~mask
+    if temperature.device.type == "cuda":
+        torch._assert_async(good.all(), "temperature: expected finite numbers above 0")
+        return temperature
+    if temperature.device.type == "cpu":
+        if not good.all():
+            got = temperature[~good][0].item()
+            raise ValueError(f"temperature: got {got}, expected finite numbers above 0")
+        return temperature
+    return torch.where(good, temperature, float("nan"))
+
+
+def forward(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    temperature: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """T² KL of every row [N], 0 on rows left out, and the statistics [4, N]."""
+    if student.device.type == "cuda":
+        from comet_kernels.ops.softened_kl import kernels
+
+        return kernels.forward(student, teacher, temperature, mask)
+    if student.device.type == "cpu":
+        return _native_forward(student, teacher, temperature, mask)
+    return plain_forward(student, teacher, temperature, mask)
+
+
+def backward(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    temperature: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: torch.Tensor,
+    statistics: torch.Tensor,
+    gradient: torch.Tensor,
+) -> None:
+    """Write scale · T · (softmax(s/T) − softmax(t/T)), 0 on rows left out; `gradient` may be `student`."""
+    arguments = (student, teacher, temperature, mask, scale, statistics, gradient)
+    if student.device.type == "cuda":
+        from comet_kernels.ops.softened_kl import kernels
+
+        kernels.backward(*arguments)
+    elif student.device.type == "cpu":
+        _native_backward(*arguments)
+    else:
+        plain_backward(*arguments)
+
+
+def _native_forward(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    temperature: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, columns = student.shape
+    loss = student.new_empty(rows, dtype=torch.float32)
+    statistics = student.new_zeros(4, rows, dtype=torch.float32)  # C++ measures from 0
+    native.library().softened_kl_forward(
+        student=student.data_ptr(),
+        teacher=teacher.data_ptr(),
+        temperature=temperature.data_ptr(),
+        mask=0 if mask is None else mask.data_ptr(),
+        n=rows,
+        v=columns,
+        student_stride=student.stride(0),
+        teacher_stride=teacher.stride(0),
+        student_dtype=native.DTYPE_CODES[student.dtype],
+        teacher_dtype=native.DTYPE_CODES[teacher.dtype],
+        kl=loss.data_ptr(),
+        student_lse=statistics[1].data_ptr(),
+        teacher_lse=statistics[3].data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return loss, statistics
+
+
+def _native_backward(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    temperature: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: torch.Tensor,
+    statistics: torch.Tensor,
+    gradient: torch.Tensor,
+) -> None:
+    rows, columns = student.shape
+    native.library().softened_kl_backward(
+        student=student.data_ptr(),
+        teacher=teacher.data_ptr(),
+        temperature=temperature.data_ptr(),
+        mask=0 if mask is None else mask.data_ptr(),
+        scale=scale.data_ptr(),
+        student_lse=statistics[1].data_ptr(),
+        teacher_lse=statistics[3].data_ptr(),
+        n=rows,
+        v=columns,
+        student_stride=student.stride(0),
+        teacher_stride=teacher.stride(0),
+        student_dtype=native.DTYPE_CODES[student.dtype],
+        teacher_dtype=native.DTYPE_CODES[teacher.dtype],
+        gradient=gradient.data_ptr(),
+        gradient_stride=gradient.stride(0),
+        gradient_dtype=native.DTYPE_CODES[gradient.dtype],
+        threads=torch.get_num_threads(),
+    )
+
+
+def _pieces(rows: int, columns: int) -> list[slice]:
+    step = max(1, PIECE_BYTES // (5 * 4 * columns))  # five temporaries
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _shifted(
+    logits: torch.Tensor, temperature: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits − shift) / T in float32 and the shift, a row's maximum; rows left out count as zeros."""
+    values_RV = logits.float()
+    if mask is not None:
+        values_RV = values_RV.masked_fill(~mask[:, None], 0)
+    shift_R = values_RV.amax(-1)
+    return (values_RV - shift_R[:, None]).div_(temperature[:, None]), shift_R
+
+
+def plain_forward(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    temperature: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`forward` in plain torch, a few rows at a time."""
+    loss = student.new_empty(student.shape[0], dtype=torch.float32)
+    statistics = student.new_empty(4, student.shape[0], dtype=torch.float32)
+    for rows in _pieces(*student.shape):
+        chosen = None if mask is None else mask[rows]
+        student_RV, statistics[0, rows] = _shifted(student[rows], temperature[rows], chosen)
+        teacher_RV, statistics[2, rows] = _shifted(teacher[rows], temperature[rows], chosen)
+        mass_RV = teacher_RV.exp()
+        terms_RV = mass_RV * (teacher_RV - student_RV)
+        weighted = terms_RV.masked_fill_(mass_RV == 0, 0).sum(-1)
+        student_sum, teacher_sum = student_RV.exp_().sum(-1), mass_RV.sum(-1)
+        kl = weighted / teacher_sum + (student_sum / teacher_sum).log()
+        kl *= temperature[rows] ** 2
+        loss[rows] = kl if chosen is None else kl.masked_fill_(~chosen, 0)
+        statistics[1, rows], statistics[3, rows] = student_sum.log(), teacher_sum.log()
+    return loss, statistics
+
+
+def plain_backward(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    temperature: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: torch.Tensor,
+    statistics: torch.Tensor,
+    gradient: torch.Tensor,
+) -> None:
+    """`backward` in plain torch, a few rows at a time."""
+    for rows in _pieces(*student.shape):
+        chosen = None if mask is None else mask[rows]
+        student_RV, _ = _shifted(student[rows], temperature[rows], chosen)
+        teacher_RV, _ = _shifted(teacher[rows], temperature[rows], chosen)
+        slope_RV = student_RV.sub_(statistics[1, rows, None]).exp_()
+        slope_RV -= teacher_RV.sub_(statistics[3, rows, None]).exp_()
+        slope_RV *= (scale[rows] * temperature[rows])[:, None]
+        gradient[rows] = slope_RV if chosen is None else slope_RV.masked_fill_(~chosen[:, None], 0)

@@ -1,0 +1,122 @@
+#include "softened_kl/cpu_blocks.h"
+
+#include "cpu/simd.h"
+#include "cpu/simd_half.h"
+
+namespace comet::COMET_ISA {
+namespace {
+
+constexpr float INFINITE = __builtin_inff();
+
+// The block as float32: where it lies, or converted into `room`.
+COMET_INLINE const float* as_float(const void* data, Dtype dtype, int64_t count, float* room) {
+  if (dtype == Dtype::float32) return static_cast<const float*>(data);
+  widen(static_cast<const uint16_t*>(data), dtype, count, room);
+  return room;
+}
+
+COMET_INLINE float largest(const float* x, int64_t count) {
+  Vec a = splat(-INFINITE), b = a, c = a, d = a;
+  int64_t j = 0;
+  for (; j + 4 * LANES <= count; j += 4 * LANES) {
+    a = larger(a, load(x + j));
+    b = larger(b, load(x + j + LANES));
+    c = larger(c, load(x + j + 2 * LANES));
+    d = larger(d, load(x + j + 3 * LANES));
+  }
+  for (; j + LANES <= count; j += LANES) a = larger(a, load(x + j));
+  if (j < count) b = larger(b, load_first(x + j, count - j, -INFINITE));
+  return largest_lane(larger(larger(a, b), larger(c, d)));
+}
+
+struct Sums {
+  Vec student = {}, teacher = {}, weighted = {};
+
+  COMET_INLINE void add(Vec s, Vec t, Vec s_offset, Vec t_offset, Vec inverse_temperature) {
+    const Vec s_scaled = (s - s_offset) * inverse_temperature;
+    const Vec t_scaled = (t - t_offset) * inverse_temperature;
+    const Vec mass = exp_of_nonpositive(t_scaled);
+    student += exp_of_nonpositive(s_scaled);
+    teacher += mass;
+    // Where the teacher has no mass the difference may be ∞ or NaN; the term is 0 there.
+    weighted += mass > Vec{} ? mass * (t_scaled - s_scaled) : Vec{};
+  }
+};
+
+KlSums forward(const void* student, Dtype student_dtype, const void* teacher, Dtype teacher_dtype,
+               int64_t count, float inverse_temperature) {
+  float student_room[KL_BLOCK], teacher_room[KL_BLOCK];
+  const float* s = as_float(student, student_dtype, count, student_room);
+  const float* t = as_float(teacher, teacher_dtype, count, teacher_room);
+  const float s_max = largest(s, count), t_max = largest(t, count);
+  // −∞ − −∞ is NaN: a block of −∞ is measured from 0 instead.
+  const Vec s_offset = splat(s_max == -INFINITE ? 0.0f : s_max);
+  const Vec t_offset = splat(t_max == -INFINITE ? 0.0f : t_max);
+  const Vec inverse = splat(inverse_temperature);
+  Sums even, odd;
+  int64_t j = 0;
+  for (; j + 2 * LANES <= count; j += 2 * LANES) {
+    even.add(load(s + j), load(t + j), s_offset, t_offset, inverse);
+    odd.add(load(s + j + LANES), load(t + j + LANES), s_offset, t_offset, inverse);
+  }
+  for (; j < count; j += LANES) {
+    const int64_t left = count - j;
+    const bool whole = left >= LANES;
+    even.add(whole ? load(s + j) : load_first(s + j, left, -INFINITE),
+             whole ? load(t + j) : load_first(t + j, left, -INFINITE), s_offset, t_offset, inverse);
+  }
+  return {s_max, t_max, sum_of_lanes(even.student + odd.student),
+          sum_of_lanes(even.teacher + odd.teacher), sum_of_lanes(even.weighted + odd.weighted)};
+}
+
+struct Slope {
+  Vec inverse_temperature, student_lse, teacher_lse, factor;
+
+  // The product is rounded before the difference, as it was when lse was made from the largest logit: a distribution
+  // with one certain outcome then gets exactly 1 for it.
+  COMET_INLINE Vec at(Vec s, Vec t) const {
+    return factor * (exp_of_nonpositive(s * inverse_temperature - student_lse) -
+                     exp_of_nonpositive(t * inverse_temperature - teacher_lse));
+  }
+};
+
+COMET_INLINE void gradient_of(const Slope& slope, const float* s, const float* t, float* g,
+                              int64_t count, bool past_cache) {
+  int64_t j = 0;
+  const auto some = [&](int64_t number) {
+    store_first(g + j, number, slope.at(load_first(s + j, number, 0), load_first(t + j, number, 0)));
+    j += number;
+  };
+  if (past_cache) {
+    const auto misplaced = static_cast<int64_t>((reinterpret_cast<uintptr_t>(g) / 4) % LANES);
+    const int64_t head = misplaced ? LANES - misplaced : 0;
+    if (head && head <= count) some(head);
+    for (; j + LANES <= count; j += LANES)
+      store_past_cache(g + j, slope.at(load(s + j), load(t + j)));
+    finish_stores_past_cache();
+  } else {
+    for (; j + LANES <= count; j += LANES) store(g + j, slope.at(load(s + j), load(t + j)));
+  }
+  if (j < count) some(count - j);
+}
+
+void backward(const void* student, Dtype student_dtype, const void* teacher, Dtype teacher_dtype,
+              void* gradient, Dtype gradient_dtype, int64_t count, float inverse_temperature,
+              float student_lse, float teacher_lse, float factor, bool past_cache) {
+  float student_room[KL_BLOCK], teacher_room[KL_BLOCK], gradient_room[KL_BLOCK];
+  const float* s = as_float(student, student_dtype, count, student_room);
+  const float* t = as_float(teacher, teacher_dtype, count, teacher_room);
+  const Slope slope{splat(inverse_temperature), splat(student_lse), splat(teacher_lse), splat(factor)};
+  if (gradient_dtype == Dtype::float32) {
+    gradient_of(slope, s, t, static_cast<float*>(gradient), count, past_cache);
+  } else {
+    gradient_of(slope, s, t, gradient_room, count, false);
+    narrow(gradient_room, gradient_dtype, count, static_cast<uint16_t*>(gradient));
+  }
+}
+
+}  // namespace
+
+SoftenedKlBlocks softened_kl_blocks() { return {forward, backward}; }
+
+}  // namespace comet::COMET_ISA

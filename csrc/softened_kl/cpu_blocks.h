@@ -1,0 +1,44 @@
+// What happens to one block of a row: cpu_blocks.cpp is compiled once for each instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/dtype.h"
+#include "cpu/instruction_set.h"
+
+namespace comet {
+
+// Sums over a block of columns relative to its own maxima: teacher e^t stands for exp((t − max t) / T).
+struct KlSums {
+  float student_max;
+  float teacher_max;
+  double student_sum;  // Σ e^s
+  double teacher_sum;  // Σ e^t
+  double weighted;     // Σ e^t ((t − max t) − (s − max s)) / T, counting 0 where e^t is 0; maxima of −∞ count as 0
+};
+
+struct SoftenedKlBlocks {
+  // At most BLOCK columns.
+  KlSums (*forward)(const void* student, Dtype student_dtype, const void* teacher, Dtype teacher_dtype,
+                    int64_t count, float inverse_temperature);
+  void (*backward)(const void* student, Dtype student_dtype, const void* teacher, Dtype teacher_dtype,
+                   void* gradient, Dtype gradient_dtype, int64_t count, float inverse_temperature,
+                   float student_lse, float teacher_lse, float factor, bool past_cache);
+};
+
+// Two blocks of float32 fill half of a 32 KiB first-level cache: the second look at a block costs no memory traffic.
+constexpr int64_t KL_BLOCK = 2048;
+
+namespace plain {
+SoftenedKlBlocks softened_kl_blocks();
+}
+namespace avx2 {
+SoftenedKlBlocks softened_kl_blocks();
+}
+namespace avx512 {
+SoftenedKlBlocks softened_kl_blocks();
+}
+
+SoftenedKlBlocks softened_kl_blocks(InstructionSet set);
+
+}  // namespace comet
