@@ -57,26 +57,29 @@ def run(variant: str, shapes: Shapes, steps: int) -> results.Record:
     }
 
 
-def run_in_child(variant: str, options: argparse.Namespace) -> results.Record:
-    """`run` in a process of its own, so that its peak is its own."""
+def run_in_child(variant: str, options: argparse.Namespace) -> results.Record | None:
+    """`run` in a process of its own, so that its peak is its own; None where it failed, which it says itself."""
     command = [sys.executable, "-m", "bench.bench_step", f"--{variant}"]
     for name in ("batch", "length", "dtype", "device", "steps", "threads"):
         command += [f"--{name}", str(getattr(options, name))]
     ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if ran.returncode != 0:
-        raise SystemExit(f"bench_step: the {variant} step ended with exit code {ran.returncode}")
+        print(f"bench_step: the {variant} step ended with exit code {ran.returncode}")
+        return None
     record: results.Record = json.loads(ran.stdout.splitlines()[-1])
     return record
 
 
 def compare(records: list[results.Record]) -> list[str]:
-    """A table, and the ratios of the first variant to the last."""
+    """A table and, where both are there, the ratios of the first variant to the last."""
     lines = [f"{'':8}  {'s per step':>10}  {'tokens/s':>10}  {'peak memory':>11}"]
     for record in records:
         lines.append(
             f"{record['variant']:8}  {record['median_seconds']:10.3f}"
             f"  {record['tokens_per_second']:10,.0f}  {record['peak_bytes'] / 2**30:7.2f} GiB"
         )
+    if len(records) < 2:
+        return lines
     first, last = records[0], records[-1]
     time_ratio = first["median_seconds"] / last["median_seconds"]
     memory_ratio = first["peak_bytes"] / last["peak_bytes"]
@@ -108,18 +111,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run one variant, or plain and fused side by side."""
+    """Run one variant, or plain and fused side by side; save and print what came of it."""
     options = parse()
     torch.set_num_threads(options.threads)
-    shapes = Shapes(options.batch, options.length, options.dtype, options.device)
     if options.variant:
-        records = [run(options.variant, shapes, options.steps)]
+        shapes = Shapes(options.batch, options.length, options.dtype, options.device)
+        try:
+            records = [run(options.variant, shapes, options.steps)]
+        except torch.OutOfMemoryError:
+            sys.exit(f"bench_step: the {options.variant} step does not fit into this GPU")
     else:
-        records = [run_in_child(variant, options) for variant in ("plain", "fused")]
+        found = [run_in_child(variant, options) for variant in ("plain", "fused")]
+        records = [record for record in found if record is not None]
         print(*compare(records), sep="\n")
-    if options.save:
+    if options.save and records:
         print(f"saved {results.save('steps', records)}")
     print(json.dumps(records[0] if options.variant else records))
+    if not any(record["variant"] == (options.variant or "fused") for record in records):
+        sys.exit(1)
 
 
 def bench_step(benchmark: "BenchmarkFixture", variant: str) -> None:

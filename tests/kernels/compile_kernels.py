@@ -1,7 +1,7 @@
 """Compiles every shipped configuration of every Triton kernel for GPUs that need not be there; prints JSON.
 
-Run as `python tests/kernels/compile_kernels.py [--part I/N] [--table]`, with TRITON_INTERPRET unset. One record for each:
-kernel, target, shape class, options, registers a thread, bytes of spills, shared memory.
+Run as `python tests/kernels/compile_kernels.py [--part I/N] [--table]`, with TRITON_INTERPRET unset. One record
+for each: kernel, target, shape class, options, registers a thread, bytes of spills, shared memory.
 """
 
 import json
@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from comet_kernels.ops import launch
+from comet_kernels.ops.mean_attention import gradient_kernels
 from comet_kernels.ops.mean_attention import kernels as attention
 from comet_kernels.ops.softened_kl import kernels as kl
 
@@ -41,8 +42,8 @@ def attention_cases(arch: str) -> Iterator[Case]:
     kinds = [("half", torch.bfloat16), ("half", torch.float16), ("ieee", torch.float32)]
     if not arch.startswith("gfx"):
         kinds.append(("tf32", torch.float32))
-    forward = (attention.statistics_kernel, attention.map_kernel, attention.delta_kernel)
-    backward = (attention.query_gradient_kernel, attention.key_gradient_kernel)
+    forward = (attention.statistics_kernel, attention.map_kernel, gradient_kernels.delta_kernel)
+    backward = (gradient_kernels.query_gradient_kernel, gradient_kernels.key_gradient_kernel)
     for kind, dtype in kinds:
         for head_size in (64, 256):
             shape_class = attention.shape_class(head_size, kind)
@@ -50,7 +51,7 @@ def attention_cases(arch: str) -> Iterator[Case]:
                 is_backward = kernel in backward
                 if dtype == torch.float16 and not (is_backward and arch in FLOAT16_TARGETS):
                     continue
-                table = attention.BACKWARD if is_backward else attention.FORWARD
+                table = gradient_kernels.BACKWARD if is_backward else attention.FORWARD
                 constants = attention.constants(
                     kind,
                     dtype,

@@ -35,8 +35,14 @@ def _seed():
 
 
 @pytest.fixture
+def fresh_compiler():
+    """torch.compile counts its compilations of a function across tests, and gives up at eight."""
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def bfloat16_products(monkeypatch):
-    """Triton's interpreter multiplies the bits of bfloat16 as if they were integers; float32 holds each of them exactly."""
+    """Triton's interpreter multiplies the bits of bfloat16 as if they were integers; float32 holds them exactly."""
     if HAS_GPU:
         return
     import triton.language as tl

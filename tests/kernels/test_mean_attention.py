@@ -5,7 +5,13 @@ import torch
 from accounting import Allocations
 from accuracy import assert_accurate
 
-from comet_kernels.ops.mean_attention import kernels, mean_attention, pieces, reference
+from comet_kernels.ops.mean_attention import (
+    gradient_kernels,
+    kernels,
+    mean_attention,
+    pieces,
+    reference,
+)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 HALF = [torch.bfloat16, torch.float16]
@@ -24,7 +30,9 @@ def evaluate(implementation, query, key, gradient, mask=None, scale=0.25):
         attention = pieces.forward(query, key, mask, scale)
         return attention, *pieces.backward(gradient, query, key, mask, scale, (True, True))
     attention, lse = kernels.forward(query, key, mask, scale)
-    return attention, *kernels.backward(gradient, query, key, mask, lse, scale, (True, True))
+    return attention, *gradient_kernels.backward(
+        gradient, query, key, mask, lse, scale, (True, True)
+    )
 
 
 def padded(lengths, sequence, device="cpu"):
@@ -166,7 +174,7 @@ def test_any_strides(implementation):
 
 
 def test_wide_strides_take_64_bit_offsets(monkeypatch):
-    constants = kernels._constants(torch.empty(1, 1, 1, 16), None, (1 << 22, 1), backward=False)
+    constants = kernels.constants_for(torch.empty(1, 1, 1, 16), None, (1 << 22, 1), backward=False)
     assert constants["WIDE"]
     query, key, gradient = make(1, 2, 40, 16)
     fixed = kernels.constants
@@ -216,7 +224,7 @@ def test_opcheck(device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled_equals_eager(device, dynamic):
+def test_compiled_equals_eager(device, dynamic, fresh_compiler):
     compiled = torch.compile(mean_attention, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     for sequence in (9, 12):
         query, key, gradient = make(2, 2, sequence, 8, device=device)

@@ -251,7 +251,7 @@ def test_opcheck(device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled_equals_eager(device, dynamic):
+def test_compiled_equals_eager(device, dynamic, fresh_compiler):
     compiled = torch.compile(softened_kl, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     for n in (5, 8):
         student, teacher = torch.randn(n, 11, device=device), torch.randn(n, 11, device=device)

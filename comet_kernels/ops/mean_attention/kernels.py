@@ -1,4 +1,4 @@
-"""Head-averaged attention probabilities and their gradient, in Triton.
+"""Head-averaged attention probabilities, in Triton; their gradient is in `gradient_kernels.py`.
 
     s = q · k · scale,   lse_i = log Σ_j e^{s_ij},   P_ij = e^{s_ij − lse_i}             (each head on its own)
     A = (1/H) Σ_h P
@@ -27,26 +27,18 @@ LOG2_E = math.log2(math.e)
 
 # By (architecture, shape class): see `shape_class`. The default row fits the 99 KiB of shared memory of small GPUs.
 FORWARD: launch.Table = {
-    ("default", "half-64"): dict(BLOCK_Q=64, BLOCK_K=64, num_warps=4, num_stages=2),
-    ("default", "half-256"): dict(BLOCK_Q=64, BLOCK_K=64, num_warps=8, num_stages=1),
-    ("default", "tf32-64"): dict(BLOCK_Q=64, BLOCK_K=64, num_warps=4, num_stages=2),
-    ("default", "tf32-256"): dict(BLOCK_Q=32, BLOCK_K=32, num_warps=8, num_stages=1),
-    ("default", "ieee-64"): dict(BLOCK_Q=32, BLOCK_K=32, num_warps=4, num_stages=1),
-    ("default", "ieee-256"): dict(BLOCK_Q=16, BLOCK_K=32, num_warps=8, num_stages=1),
-    ("gfx", "half-256"): dict(BLOCK_Q=32, BLOCK_K=32, num_warps=4, num_stages=1),
-}
-BACKWARD: launch.Table = {
-    ("default", "half-64"): dict(BLOCK_Q=64, BLOCK_K=64, num_warps=8, num_stages=2),
-    ("default", "half-256"): dict(BLOCK_Q=32, BLOCK_K=32, num_warps=4, num_stages=1),
-    ("default", "tf32-64"): dict(BLOCK_Q=32, BLOCK_K=32, num_warps=4, num_stages=2),
-    ("default", "tf32-256"): dict(BLOCK_Q=32, BLOCK_K=32, num_warps=8, num_stages=1),
-    ("default", "ieee-64"): dict(BLOCK_Q=32, BLOCK_K=32, num_warps=4, num_stages=1),
-    ("default", "ieee-256"): dict(BLOCK_Q=16, BLOCK_K=32, num_warps=8, num_stages=1),
+    ("default", "half-64"): {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2},
+    ("default", "half-256"): {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 1},
+    ("default", "tf32-64"): {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2},
+    ("default", "tf32-256"): {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 1},
+    ("default", "ieee-64"): {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1},
+    ("default", "ieee-256"): {"BLOCK_Q": 16, "BLOCK_K": 32, "num_warps": 8, "num_stages": 1},
+    ("gfx", "half-256"): {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1},
 }
 
 
 @triton.jit
-def _real(mask, sample, start, sequence, BLOCK: tl.constexpr, HAS_MASK: tl.constexpr):
+def real_positions(mask, sample, start, sequence, BLOCK: tl.constexpr, HAS_MASK: tl.constexpr):
     """Which positions of a tile exist and are no padding. mask: uint8 [B, S], contiguous."""
     o_s = start + tl.arange(0, BLOCK)
     m_s = o_s < sequence
@@ -56,10 +48,10 @@ def _real(mask, sample, start, sequence, BLOCK: tl.constexpr, HAS_MASK: tl.const
 
 
 @triton.jit
-def _offsets(
+def tile_offsets(
     row_stride, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr
 ):
-    """[ROWS, COLUMNS] from the first number of a tile, which has a 64-bit address: 32 bits do unless strides are huge."""
+    """[ROWS, COLUMNS] from a tile's first number, which has a 64-bit address: 32 bits do unless strides are huge."""
     o_row, o_column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     if WIDE:
         o_row, o_column = o_row.to(tl.int64), o_column.to(tl.int64)
@@ -67,26 +59,19 @@ def _offsets(
 
 
 @triton.jit
-def _load(p_tile, m_s, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def load_tile(p_tile, m_s, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """[BLOCK, BLOCK_D] of one head; 0 where a position is padding and beyond D."""
     return tl.load(p_tile, mask=m_s[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :], other=0.0)
 
 
 @triton.jit
-def _store(p_tile, b_rows, m_s, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[BLOCK, BLOCK_D] of one head, in the dtype that lies there."""
-    m_rows = m_s[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
-    tl.store(p_tile, b_rows.to(p_tile.dtype.element_ty), mask=m_rows)
-
-
-@triton.jit
-def _step(stride, BLOCK: tl.constexpr):
+def tile_step(stride, BLOCK: tl.constexpr):
     """From one tile to the next, in 64 bits."""
     return tl.full([], BLOCK, tl.int64) * stride
 
 
 @triton.jit
-def _place(sequence, heads, BLOCK: tl.constexpr):
+def place(sequence, heads, BLOCK: tl.constexpr):
     """Of a program per (sample, head, tile): sample, head, which of the B·H heads, and the tile's first position."""
     tiles = tl.cdiv(sequence, BLOCK)
     o_head = (tl.program_id(0) // tiles).to(tl.int64)
@@ -120,19 +105,21 @@ def statistics_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """One (sample, head, query tile): the running maximum and sum over all keys."""
-    sample, head, o_head, q_start = _place(sequence, heads, BLOCK_Q)
+    sample, head, o_head, q_start = place(sequence, heads, BLOCK_Q)
     o_q = q_start + tl.arange(0, BLOCK_Q)
-    m_q = _real(mask, sample, q_start, sequence, BLOCK_Q, HAS_MASK)
+    m_q = real_positions(mask, sample, q_start, sequence, BLOCK_Q, HAS_MASK)
     p_q = query + sample * stride_qb + head * stride_qh + q_start * stride_qs
     p_k = key + sample * stride_kb + head * stride_kh
-    o_tile = _offsets(stride_ks, stride_kd, BLOCK_K, BLOCK_D, WIDE)
-    b_q = _load(p_q + _offsets(stride_qs, stride_qd, BLOCK_Q, BLOCK_D, WIDE), m_q, D, BLOCK_D)
+    o_tile = tile_offsets(stride_ks, stride_kd, BLOCK_K, BLOCK_D, WIDE)
+    b_q = load_tile(
+        p_q + tile_offsets(stride_qs, stride_qd, BLOCK_Q, BLOCK_D, WIDE), m_q, D, BLOCK_D
+    )
 
     b_max = tl.full([BLOCK_Q], -float("inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_Q], tl.float32)
     for start in range(0, sequence, BLOCK_K):
-        m_k = _real(mask, sample, start, sequence, BLOCK_K, HAS_MASK)
-        b_k = _load(p_k + o_tile, m_k, D, BLOCK_D)
+        m_k = real_positions(mask, sample, start, sequence, BLOCK_K, HAS_MASK)
+        b_k = load_tile(p_k + o_tile, m_k, D, BLOCK_D)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale
         b_s = tl.where(m_k[None, :], b_s, -float("inf"))
         b_new = tl.maximum(b_max, tl.max(b_s, 1))
@@ -140,7 +127,7 @@ def statistics_kernel(
         b_from = tl.where(b_new == -float("inf"), 0.0, b_new)
         b_sum = b_sum * tl.exp2(b_max - b_from) + tl.sum(tl.exp2(b_s - b_from[:, None]), 1)
         b_max = b_new
-        p_k += _step(stride_ks, BLOCK_K)
+        p_k += tile_step(stride_ks, BLOCK_K)
 
     b_lse = tl.where(m_q & (b_sum != 0), b_max + tl.log2(b_sum), float("inf"))
     tl.store(lse + o_head * sequence + o_q, b_lse, mask=o_q < sequence)
@@ -181,18 +168,18 @@ def map_kernel(
     k_start = ((pair % k_tiles) * BLOCK_K).to(tl.int64)
     o_q = q_start + tl.arange(0, BLOCK_Q)
     o_k = k_start + tl.arange(0, BLOCK_K)
-    m_q = _real(mask, sample, q_start, sequence, BLOCK_Q, HAS_MASK)
-    m_k = _real(mask, sample, k_start, sequence, BLOCK_K, HAS_MASK)
+    m_q = real_positions(mask, sample, q_start, sequence, BLOCK_Q, HAS_MASK)
+    m_k = real_positions(mask, sample, k_start, sequence, BLOCK_K, HAS_MASK)
     p_q = query + sample * stride_qb + q_start * stride_qs
     p_k = key + sample * stride_kb + k_start * stride_ks
-    o_q_tile = _offsets(stride_qs, stride_qd, BLOCK_Q, BLOCK_D, WIDE)
-    o_k_tile = _offsets(stride_ks, stride_kd, BLOCK_K, BLOCK_D, WIDE)
+    o_q_tile = tile_offsets(stride_qs, stride_qd, BLOCK_Q, BLOCK_D, WIDE)
+    o_k_tile = tile_offsets(stride_ks, stride_kd, BLOCK_K, BLOCK_D, WIDE)
     p_lse = lse + sample * heads * sequence + o_q
 
     b_a = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
     for _ in range(heads):
-        b_q = _load(p_q + o_q_tile, m_q, D, BLOCK_D)
-        b_k = _load(p_k + o_k_tile, m_k, D, BLOCK_D)
+        b_q = load_tile(p_q + o_q_tile, m_q, D, BLOCK_D)
+        b_k = load_tile(p_k + o_k_tile, m_k, D, BLOCK_D)
         b_lse = tl.load(p_lse, mask=m_q, other=float("inf"))
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale
         b_a += tl.exp2(b_s - b_lse[:, None])
@@ -202,209 +189,8 @@ def map_kernel(
     b_a = tl.where(m_k[None, :], b_a / heads, 0.0)
 
     p_a = attention + (sample * sequence + q_start) * sequence + k_start
-    o_pair = _offsets(sequence, 1, BLOCK_Q, BLOCK_K, False)
+    o_pair = tile_offsets(sequence, 1, BLOCK_Q, BLOCK_K, False)
     tl.store(p_a + o_pair, b_a, mask=(o_q < sequence)[:, None] & (o_k < sequence)[None, :])
-
-
-@triton.jit
-def delta_kernel(
-    query,  # [B, H, S, D], any strides
-    key,  # [B, H, S, D], any strides
-    mask,  # uint8 [B, S]
-    lse,  # float32 [B, H, S]
-    gradient,  # float32 [B, S, S], any strides: dA
-    delta,  # float32 [B, H, S], out
-    heads,
-    sequence,
-    scale,  # times log2 e
-    stride_qb,
-    stride_qh,
-    stride_qs,
-    stride_qd,
-    stride_kb,
-    stride_kh,
-    stride_ks,
-    stride_kd,
-    stride_gb,
-    stride_gq,
-    stride_gk,
-    HAS_MASK: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """One (sample, head, query tile): Δ_i = Σ_j P_ij dA_ij / H."""
-    sample, head, o_head, q_start = _place(sequence, heads, BLOCK_Q)
-    o_q = q_start + tl.arange(0, BLOCK_Q)
-    m_q = _real(mask, sample, q_start, sequence, BLOCK_Q, HAS_MASK)
-    p_q = query + sample * stride_qb + head * stride_qh + q_start * stride_qs
-    p_k = key + sample * stride_kb + head * stride_kh
-    o_tile = _offsets(stride_ks, stride_kd, BLOCK_K, BLOCK_D, WIDE)
-    p_g = gradient + sample * stride_gb + q_start * stride_gq
-    o_pair = _offsets(stride_gq, stride_gk, BLOCK_Q, BLOCK_K, WIDE)
-    b_q = _load(p_q + _offsets(stride_qs, stride_qd, BLOCK_Q, BLOCK_D, WIDE), m_q, D, BLOCK_D)
-    b_lse = tl.load(lse + o_head * sequence + o_q, mask=m_q, other=float("inf"))
-
-    b_delta = tl.zeros([BLOCK_Q], tl.float32)
-    for start in range(0, sequence, BLOCK_K):
-        m_k = _real(mask, sample, start, sequence, BLOCK_K, HAS_MASK)
-        b_k = _load(p_k + o_tile, m_k, D, BLOCK_D)
-        m_pair = m_q[:, None] & m_k[None, :]
-        b_g = tl.load(p_g + o_pair, mask=m_pair, other=0.0)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale
-        b_s = tl.where(m_k[None, :], b_s, -float("inf"))
-        b_delta += tl.sum(tl.exp2(b_s - b_lse[:, None]) * b_g, 1)
-        p_k += _step(stride_ks, BLOCK_K)
-        p_g += _step(stride_gk, BLOCK_K)
-
-    tl.store(delta + o_head * sequence + o_q, b_delta / heads, mask=o_q < sequence)
-
-
-@triton.jit
-def query_gradient_kernel(
-    query,  # [B, H, S, D], any strides
-    key,  # [B, H, S, D], any strides
-    mask,  # uint8 [B, S]
-    lse,  # float32 [B, H, S]
-    gradient,  # float32 [B, S, S], any strides: dA
-    delta,  # float32 [B, H, S]
-    query_gradient,  # [B, H, S, D], any strides, out
-    heads,
-    sequence,
-    scale,  # times log2 e
-    gradient_scale,  # scale alone
-    stride_qb,
-    stride_qh,
-    stride_qs,
-    stride_qd,
-    stride_kb,
-    stride_kh,
-    stride_ks,
-    stride_kd,
-    stride_gb,
-    stride_gq,
-    stride_gk,
-    stride_ob,
-    stride_oh,
-    stride_os,
-    stride_od,
-    HAS_MASK: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GRADIENT_PRECISION: tl.constexpr,
-    GRADIENT_DTYPE: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """One (sample, head, query tile): dQ = scale · Σ over key tiles of dS K."""
-    sample, head, o_head, q_start = _place(sequence, heads, BLOCK_Q)
-    o_q = q_start + tl.arange(0, BLOCK_Q)
-    m_q = _real(mask, sample, q_start, sequence, BLOCK_Q, HAS_MASK)
-    p_q = query + sample * stride_qb + head * stride_qh + q_start * stride_qs
-    p_k = key + sample * stride_kb + head * stride_kh
-    o_tile = _offsets(stride_ks, stride_kd, BLOCK_K, BLOCK_D, WIDE)
-    p_g = gradient + sample * stride_gb + q_start * stride_gq
-    o_pair = _offsets(stride_gq, stride_gk, BLOCK_Q, BLOCK_K, WIDE)
-    b_q = _load(p_q + _offsets(stride_qs, stride_qd, BLOCK_Q, BLOCK_D, WIDE), m_q, D, BLOCK_D)
-    b_lse = tl.load(lse + o_head * sequence + o_q, mask=m_q, other=float("inf"))
-    b_delta = tl.load(delta + o_head * sequence + o_q, mask=m_q, other=0.0)
-
-    b_dq = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-    for start in range(0, sequence, BLOCK_K):
-        m_k = _real(mask, sample, start, sequence, BLOCK_K, HAS_MASK)
-        b_k = _load(p_k + o_tile, m_k, D, BLOCK_D)
-        m_pair = m_q[:, None] & m_k[None, :]
-        b_g = tl.load(p_g + o_pair, mask=m_pair, other=0.0)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale
-        b_s = tl.where(m_k[None, :], b_s, -float("inf"))
-        b_ds = tl.exp2(b_s - b_lse[:, None]) * (b_g / heads - b_delta[:, None])
-        b_dq += tl.dot(
-            b_ds.to(GRADIENT_DTYPE), b_k.to(GRADIENT_DTYPE), input_precision=GRADIENT_PRECISION
-        )
-        p_k += _step(stride_ks, BLOCK_K)
-        p_g += _step(stride_gk, BLOCK_K)
-
-    p_o = query_gradient + sample * stride_ob + head * stride_oh + q_start * stride_os
-    o_out = _offsets(stride_os, stride_od, BLOCK_Q, BLOCK_D, WIDE)
-    _store(p_o + o_out, b_dq * gradient_scale, o_q < sequence, D, BLOCK_D)
-
-
-@triton.jit
-def key_gradient_kernel(
-    query,  # [B, H, S, D], any strides
-    key,  # [B, H, S, D], any strides
-    mask,  # uint8 [B, S]
-    lse,  # float32 [B, H, S]
-    gradient,  # float32 [B, S, S], any strides: dA
-    delta,  # float32 [B, H, S]
-    key_gradient,  # [B, H, S, D], any strides, out
-    heads,
-    sequence,
-    scale,  # times log2 e
-    gradient_scale,  # scale alone
-    stride_qb,
-    stride_qh,
-    stride_qs,
-    stride_qd,
-    stride_kb,
-    stride_kh,
-    stride_ks,
-    stride_kd,
-    stride_gb,
-    stride_gq,
-    stride_gk,
-    stride_ob,
-    stride_oh,
-    stride_os,
-    stride_od,
-    HAS_MASK: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GRADIENT_PRECISION: tl.constexpr,
-    GRADIENT_DTYPE: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """One (sample, head, key tile): dK = scale · Σ over query tiles of dSᵀ Q, on transposed tiles throughout."""
-    sample, head, o_head, k_start = _place(sequence, heads, BLOCK_K)
-    o_k = k_start + tl.arange(0, BLOCK_K)
-    m_k = _real(mask, sample, k_start, sequence, BLOCK_K, HAS_MASK)
-    p_q = query + sample * stride_qb + head * stride_qh
-    o_tile = _offsets(stride_qs, stride_qd, BLOCK_Q, BLOCK_D, WIDE)
-    p_k = key + sample * stride_kb + head * stride_kh + k_start * stride_ks
-    p_g = gradient + sample * stride_gb + k_start * stride_gk
-    o_pair = _offsets(stride_gk, stride_gq, BLOCK_K, BLOCK_Q, WIDE)
-    b_k = _load(p_k + _offsets(stride_ks, stride_kd, BLOCK_K, BLOCK_D, WIDE), m_k, D, BLOCK_D)
-
-    b_dk = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
-    for start in range(0, sequence, BLOCK_Q):
-        o_q = start + tl.arange(0, BLOCK_Q)
-        m_q = _real(mask, sample, start, sequence, BLOCK_Q, HAS_MASK)
-        b_q = _load(p_q + o_tile, m_q, D, BLOCK_D)
-        b_lse = tl.load(lse + o_head * sequence + o_q, mask=m_q, other=float("inf"))
-        b_delta = tl.load(delta + o_head * sequence + o_q, mask=m_q, other=0.0)
-        m_pair = m_k[:, None] & m_q[None, :]
-        b_g = tl.load(p_g + o_pair, mask=m_pair, other=0.0)
-        b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * scale
-        b_ds = tl.exp2(b_s - b_lse[None, :]) * (b_g / heads - b_delta[None, :])
-        b_dk += tl.dot(
-            b_ds.to(GRADIENT_DTYPE), b_q.to(GRADIENT_DTYPE), input_precision=GRADIENT_PRECISION
-        )
-        p_q += _step(stride_qs, BLOCK_Q)
-        p_g += _step(stride_gq, BLOCK_Q)
-    # Scores of a padding key are 0, not −∞, here; its row of dSᵀ is not part of the result.
-    b_dk = tl.where(m_k[:, None], b_dk, 0.0)
-
-    p_o = key_gradient + sample * stride_ob + head * stride_oh + k_start * stride_os
-    o_out = _offsets(stride_os, stride_od, BLOCK_K, BLOCK_D, WIDE)
-    _store(p_o + o_out, b_dk * gradient_scale, o_k < sequence, D, BLOCK_D)
 
 
 def products(query: torch.Tensor) -> str:
@@ -446,9 +232,10 @@ def constants(
     return values
 
 
-def _constants(
+def constants_for(
     query: torch.Tensor, mask: torch.Tensor | None, strides: tuple[int, ...], *, backward: bool
 ) -> dict[str, Any]:
+    """`constants` of these arguments; `strides` are those within a tile."""
     return constants(
         products(query),
         query.dtype,
@@ -461,7 +248,8 @@ def _constants(
     )
 
 
-def _bytes_of(mask: torch.Tensor | None, otherwise: torch.Tensor) -> torch.Tensor:
+def bytes_of(mask: torch.Tensor | None, otherwise: torch.Tensor) -> torch.Tensor:
+    """The mask as uint8, or any tensor for a kernel that will not look at it."""
     return otherwise if mask is None else mask.contiguous().view(torch.uint8)
 
 
@@ -474,11 +262,11 @@ def forward(
     lse = query.new_empty(batch, heads, sequence, dtype=torch.float32)
     if batch * heads == 0:
         return attention.zero_(), lse
-    mask_bytes = _bytes_of(mask, otherwise=lse)
+    mask_bytes = bytes_of(mask, otherwise=lse)
     strides = (*query.stride(), *key.stride())
     sizes = (heads, sequence, scale * LOG2_E, *strides)
     # The strides between samples and heads only ever meet 64-bit numbers.
-    fixed = _constants(query, mask, (*query.stride()[2:], *key.stride()[2:]), backward=False)
+    fixed = constants_for(query, mask, (*query.stride()[2:], *key.stride()[2:]), backward=False)
     where = (FORWARD, shape_class(head_size, products(query)), query.device)
 
     def row_tiles(o: launch.Options) -> tuple[int]:
@@ -492,50 +280,3 @@ def forward(
     maps = (query, key, mask_bytes, lse, attention, *sizes)
     launch.launch(map_kernel, pairs, maps, fixed, *where)
     return attention, lse
-
-
-def backward(
-    gradient: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    mask: torch.Tensor | None,
-    lse: torch.Tensor,
-    scale: float,
-    needs: tuple[bool, bool],
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """dQ and dK in the inputs' dtype and layout, each only if needed. gradient: float32 [B, S, S], any strides."""
-    batch, heads, sequence, head_size = query.shape
-    query_gradient = torch.empty_like(query) if needs[0] else None
-    key_gradient = torch.empty_like(key) if needs[1] else None
-    if batch * heads == 0:
-        return query_gradient, key_gradient
-    delta = torch.empty_like(lse)
-    mask_bytes = _bytes_of(mask, otherwise=lse)
-    strides = (*query.stride(), *key.stride(), *gradient.stride())
-    inputs = (query, key, mask_bytes, lse, gradient, delta)
-    kind = shape_class(head_size, products(query))
-
-    def grid(block: str) -> Any:
-        return lambda o: (batch * heads * triton.cdiv(sequence, o[block]),)
-
-    sizes = (heads, sequence, scale * LOG2_E)
-    inner = (*query.stride()[2:], *key.stride()[2:], *gradient.stride()[1:])
-    fixed = _constants(query, mask, inner, backward=False)
-    launch.launch(
-        delta_kernel,
-        grid("BLOCK_Q"),
-        (*inputs, *sizes, *strides),
-        fixed,
-        FORWARD,
-        kind,
-        query.device,
-    )
-    fixed = _constants(query, mask, inner, backward=True)
-    for kernel, block, out in (
-        (query_gradient_kernel, "BLOCK_Q", query_gradient),
-        (key_gradient_kernel, "BLOCK_K", key_gradient),
-    ):
-        if out is not None:
-            arguments = (*inputs, out, *sizes, scale, *strides, *out.stride())
-            launch.launch(kernel, grid(block), arguments, fixed, BACKWARD, kind, query.device)
-    return query_gradient, key_gradient

@@ -9,7 +9,6 @@ from comet_kernels.checks import (
     expect_same_device,
     expect_shape,
 )
-from comet_kernels.ops import launch
 from comet_kernels.ops.mean_attention import pieces
 
 LONGEST = 8192
@@ -76,10 +75,10 @@ def _backward_cuda(
     query_needs: bool,
     key_needs: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from comet_kernels.ops.mean_attention import kernels
+    from comet_kernels.ops.mean_attention import gradient_kernels
 
     needs = (query_needs, key_needs)
-    found = kernels.backward(gradient, query, key, mask, statistics, scale, needs)
+    found = gradient_kernels.backward(gradient, query, key, mask, statistics, scale, needs)
     return _present(found, query)
 
 

@@ -1,4 +1,4 @@
-"""Head-averaged attention probabilities and their gradient in plain torch, in pieces: the CPU and devices without kernels.
+"""Head-averaged attention probabilities and their gradient in plain torch, in pieces: for devices without kernels.
 
 A piece is some query rows of one sample with all heads, so that every row of the map has one piece that writes it, and
 beyond the output only two buffers of one piece exist, small enough for a cache. The formulas are those of `kernels.py`;

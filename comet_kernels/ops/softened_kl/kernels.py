@@ -1,13 +1,13 @@
-"""Loss and gradient of rows of logits, in Triton: one read of both sides for the loss, one more and a write for the gradient.
+"""Loss and gradient of rows of logits, in Triton: one read for the loss, another and one write for the gradient.
 
 With c = 1/T and the maxima t* and s* of a row (Hinton, Vinyals and Dean, 2015, for the loss):
 
     KL = Σ_j p_j ((t_j − t*) − (s_j − s*)) · c + log( Σ e^{(s − s*) c} / Σ e^{(t − t*) c} ),   p = softmax(t c)
     loss = T² · KL,    ∂loss/∂s_j = T · (softmax(s c)_j − p_j)
 
-All four sums are kept relative to the running maxima of a sweep over the columns and rescaled when those grow. Measuring
-both sides from their maxima keeps every term small, and one logarithm of a quotient replaces a difference of two large
-ones, so that little cancels where student and teacher nearly agree.
+All sums are kept relative to the running maxima of one sweep over the columns, and rescaled when those grow. Measuring
+both sides from their maxima keeps every term small, and one logarithm of a quotient replaces a difference of two
+large ones, so that little cancels where student and teacher nearly agree.
 
 A row's statistics are kept as two numbers a side, maximum and log-sum: their sum, the log-sum-exp, would round away
 the digits that the gradient of large logits needs.
@@ -27,12 +27,12 @@ LN_2 = tl.constexpr(math.log(2))
 
 # By (architecture, shape class); the class is the wider dtype of the two sides.
 FORWARD: launch.Table = {
-    ("default", "half"): dict(BLOCK_V=4096, num_warps=8, num_stages=1),
-    ("default", "float"): dict(BLOCK_V=4096, num_warps=8, num_stages=1),
+    ("default", "half"): {"BLOCK_V": 4096, "num_warps": 8, "num_stages": 1},
+    ("default", "float"): {"BLOCK_V": 4096, "num_warps": 8, "num_stages": 1},
 }
 BACKWARD: launch.Table = {
-    ("default", "half"): dict(BLOCK_V=2048, num_warps=4, num_stages=1),
-    ("default", "float"): dict(BLOCK_V=2048, num_warps=4, num_stages=1),
+    ("default", "half"): {"BLOCK_V": 2048, "num_warps": 4, "num_stages": 1},
+    ("default", "float"): {"BLOCK_V": 2048, "num_warps": 4, "num_stages": 1},
 }
 
 

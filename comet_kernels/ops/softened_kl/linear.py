@@ -1,8 +1,8 @@
-"""`linear_softened_kl`: the softened KL divergence straight from hidden states, logits existing a piece of rows at a time.
+"""`linear_softened_kl`: the softened KL divergence straight from hidden states, a piece of the logits at a time.
 
-The gradient of the loss with respect to the student's logits depends on nothing that follows, so each piece is finished while
-its logits are there (as Liger Kernel and cut-cross-entropy do for other losses): with G = ∂(Σ loss)/∂(student logits), written over
-those logits,
+The gradient of the loss with respect to the student's logits depends on nothing that follows, so each piece of rows is
+finished while its logits are there, as Liger Kernel and others do for other losses. With G = ∂(Σ loss)/∂(logits),
+written over those logits,
 
     ∂/∂hidden = G · weight,    ∂/∂weight = Gᵀ · hidden,    ∂/∂bias = Σ_n G_n
 
@@ -246,7 +246,7 @@ def _remember(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 @once_differentiable
 def _differentiate(ctx, gradient, *_):  # type: ignore[no-untyped-def]
-    # The incoming gradient carries 1 / rows and a scaler's factor: multiplied in float32, since 16 bits may not hold it.
+    # The incoming gradient carries 1 / rows and a scaler's factor: multiplied in float32, 16 bits may not hold it.
     found = (
         (saved.float() * gradient).to(dtype) if needed else None
         for saved, dtype, needed in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs, strict=True)
@@ -288,16 +288,16 @@ def linear_softened_kl(
 ) -> torch.Tensor:
     """`softened_kl` of the logits `hidden @ weight.T + bias` of both sides, of which only a piece exists at a time.
 
-    Logits take at most 256 MiB, both sides together, or what COMET_LOGITS_BYTES in the environment says, unless that made more
-    than 32 pieces (a warning says so). Gradients are computed along with the loss where they are needed, in one go
-    with the teacher's logits computed once; they can be used once or again, but not differentiated.
+    Logits take at most 256 MiB, both sides together, or what COMET_LOGITS_BYTES in the environment says, unless that
+    made more than 32 pieces (a warning says so). The gradients that are needed are computed along with the loss, so
+    that no logits are computed twice; backward may run again, but they cannot be differentiated.
 
     Inside autocast the products run in autocast's dtype, for which a head of another dtype is converted once per call.
 
     Args:
         student_hidden: [N, Hs] float32, bfloat16 or float16.
-        student_weight: [V, Hs], the dtype of student_hidden (any inside autocast, as for the following). Its gradient is
-            summed in float32 and comes in its own dtype.
+        student_weight: [V, Hs], the dtype of student_hidden (any inside autocast, as for the following). Its gradient
+            is summed in float32 and comes in its own dtype.
         student_bias: [V] or None.
         teacher_hidden: [N, Ht]; all the teacher's are constants, even if they require a gradient.
         teacher_weight: [V, Ht], the dtype of teacher_hidden.

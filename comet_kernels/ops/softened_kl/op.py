@@ -1,4 +1,4 @@
-"""`softened_kl` as a torch op: schema, checks, dispatch, autograd. The op yields the loss of every row; the mean is torch's."""
+"""`softened_kl` as a torch op: schema, checks, autograd. The op yields the loss of every row; the mean is torch's."""
 
 import math
 
@@ -126,8 +126,9 @@ def softened_kl(
 ) -> torch.Tensor:
     """Mean over the chosen rows n of T_n² · KL( softmax(teacher / T_n) ‖ softmax(student / T_n) ).
 
-    The softened cross-entropy of Hinton, Vinyals and Dean (2015, arXiv 1503.02531) less the teacher's entropy. One read of
-    both sides for the loss, another and one write for the gradient; beyond the logits only five numbers a row are kept.
+    The softened cross-entropy of Hinton, Vinyals and Dean (2015, arXiv 1503.02531) less the teacher's entropy. One read
+    of both sides for the loss, another and one write for the gradient; beyond the logits only a few numbers a row
+    are kept.
 
     Args:
         student_logits: [N, V] float32, bfloat16 or float16, any distance from row to row. The gradient, to which

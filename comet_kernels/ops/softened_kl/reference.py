@@ -4,7 +4,7 @@ Geoffrey Hinton, Oriol Vinyals, Jeff Dean: Distilling the Knowledge in a Neural 
 """
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import linear, log_softmax
 
 
 def softened_kl(
@@ -37,8 +37,8 @@ def softened_kl(
         student_NV = torch.where(chosen_N1, student_NV, 0)
         teacher_NV = torch.where(chosen_N1, teacher_NV, 0)
         temperature_N1 = torch.where(chosen_N1, temperature_N1, 1)
-    student_log_NV = F.log_softmax(student_NV.to(precision) / temperature_N1, -1)
-    teacher_log_NV = F.log_softmax(teacher_NV.to(precision) / temperature_N1, -1)
+    student_log_NV = log_softmax(student_NV.to(precision) / temperature_N1, -1)
+    teacher_log_NV = log_softmax(teacher_NV.to(precision) / temperature_N1, -1)
     terms_NV = teacher_log_NV.exp() * (teacher_log_NV - student_log_NV)
     terms_NV = torch.where(teacher_log_NV == -float("inf"), 0, terms_NV)
     loss_N = temperature_N1[:, 0] ** 2 * terms_NV.sum(-1)
@@ -76,6 +76,6 @@ def linear_softened_kl(
         # 0 · NaN would be NaN in the weight's gradient.
         student_hidden = torch.where(mask[:, None], student_hidden, 0)
     with torch.no_grad():
-        teacher_logits = F.linear(teacher_hidden, teacher_weight, teacher_bias)
-    student_logits = F.linear(student_hidden, student_weight, student_bias)
+        teacher_logits = linear(teacher_hidden, teacher_weight, teacher_bias)
+    student_logits = linear(student_hidden, student_weight, student_bias)
     return softened_kl(student_logits, teacher_logits, temperature, mask)

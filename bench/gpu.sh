@@ -1,0 +1,185 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, on a machine without a network: build, tests, compute-sanitizer, benchmarks, whole steps.
+#
+#   bench/gpu.sh [--again] [--dry-run] [STEP ...]
+#
+# Steps already done for this commit are skipped unless --again; naming steps runs only those. A step that fails does not
+# stop the others: the summary at the end names it, and the exit code is 1. No step takes longer than STEP_SECONDS.
+#
+# Needed: Python, torch, nvcc, and modules named below; wheels of missing ones are installed from .wheels/ (or
+# COMET_WHEELS). Without git's history COMET_COMMIT names the commit. Logs lie in build/gpu/COMMIT, results in
+# bench/results; where OUT is set both are copied there after every step.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+STEP_SECONDS=${STEP_SECONDS:-470}
+PYTHON=${PYTHON:-python}
+MODULES=(torch triton transformers yaml safetensors pytest pytest_benchmark cpuinfo setuptools)
+ALL_STEPS=(build tests memcheck racecheck ops step-32 step-128)
+
+again=false
+dry_run=false
+chosen=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --again) again=true ;;
+    --dry-run) dry_run=true ;;
+    -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
+    -*) echo "bench/gpu.sh: unknown option $1; --help lists what there is" >&2; exit 2 ;;
+    *)
+      if [[ " ${ALL_STEPS[*]} " != *" $1 "* ]]; then
+        echo "bench/gpu.sh: no step is called $1; there are ${ALL_STEPS[*]}" >&2
+        exit 2
+      fi
+      chosen+=("$1")
+      ;;
+  esac
+  shift
+done
+[ ${#chosen[@]} -gt 0 ] || chosen=("${ALL_STEPS[@]}")
+
+commit=${COMET_COMMIT:-$(git describe --always --dirty --abbrev=12 2>/dev/null || echo unknown)}
+export COMET_COMMIT=$commit
+logs=build/gpu/$commit
+small='against_float64 and (shape0 or shape1 or shape2 or shape3)'
+sanitized=("$PYTHON" -m pytest tests/kernels/test_factorized_projection.py -m gpu -k "$small" -p no:cacheprovider)
+
+build() {
+  COMET_CUDA=1 COMET_PYBIND11_INCLUDE=$(pybind11_include) \
+    "$PYTHON" -m pip install --no-build-isolation --no-deps -e . && return
+  echo "pip cannot; building in place"
+  COMET_CUDA=1 COMET_PYBIND11_INCLUDE=$(pybind11_include) "$PYTHON" setup.py build_ext --inplace
+}
+
+pybind11_include() {
+  if [ -n "${COMET_PYBIND11_INCLUDE:-}" ]; then
+    echo "$COMET_PYBIND11_INCLUDE"
+  else
+    "$PYTHON" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent / "include")'
+  fi
+}
+
+tests() { "$PYTHON" -m pytest tests/kernels -m gpu -rs; }
+
+# without torch's pool every tensor is an allocation of its own, and running over its end is seen
+memcheck() {
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 "${sanitized[@]}"
+}
+
+racecheck() { compute-sanitizer --tool racecheck --error-exitcode 9 "${sanitized[@]}"; }
+
+ops() { "$PYTHON" -m pytest bench/ -m gpu --save; }
+
+step_of_batch() {
+  "$PYTHON" -m bench.bench_step --device cuda --dtype bfloat16 --batch "$1" --steps 10 --save
+}
+
+perform() {
+  case $1 in
+    step-*) step_of_batch "${1#step-}" ;;
+    *) "$1" ;;
+  esac
+}
+
+describe() {
+  case $1 in
+    build) echo "COMET_CUDA=1 pip install --no-build-isolation --no-deps -e .   (else setup.py build_ext --inplace)" ;;
+    tests) echo "pytest tests/kernels -m gpu" ;;
+    memcheck | racecheck) echo "compute-sanitizer --tool $1 ${sanitized[*]:1}" ;;
+    ops) echo "pytest bench/ -m gpu --save" ;;
+    step-*) echo "python -m bench.bench_step --device cuda --dtype bfloat16 --batch ${1#step-} --steps 10 --save" ;;
+  esac
+}
+
+# Prints why a step cannot be done here, or nothing.
+missing_for() {
+  case $1 in
+    memcheck | racecheck) command -v compute-sanitizer >/dev/null || echo "no compute-sanitizer on the PATH" ;;
+    build) [ -n "${CUDACXX:-}" ] || command -v nvcc >/dev/null || [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ] ||
+      echo "no nvcc: set CUDACXX or CUDA_HOME" ;;
+  esac
+}
+
+missing_modules() {
+  "$PYTHON" - "${MODULES[@]}" <<'PYTHON'
+import importlib.util
+import sys
+
+print(*(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None))
+PYTHON
+}
+
+require_modules() {
+  local wheels=${COMET_WHEELS:-.wheels} missing
+  missing=$(missing_modules)
+  if [ -n "$missing" ] && [ -d "$wheels" ]; then
+    "$PYTHON" -m pip install --no-index --no-deps "$wheels"/*.whl || true
+    missing=$(missing_modules)
+  fi
+  [ -z "$missing" ] && return
+  missing=${missing//yaml/pyyaml}
+  missing=${missing//cpuinfo/py-cpuinfo}
+  missing=${missing//pytest_benchmark/pytest-benchmark}
+  echo "bench/gpu.sh: this Python has no $missing; elsewhere: pip download --no-deps -d $wheels $missing" >&2
+  exit 1
+}
+
+keep() {
+  [ -n "${OUT:-}" ] || return 0
+  mkdir -p "$OUT/logs" "$OUT/results"
+  cp "$logs"/*.log "$OUT/logs/" 2>/dev/null || true
+  cp bench/results/*.json "$OUT/results/" 2>/dev/null || true
+}
+
+if $dry_run; then
+  echo "commit $commit, logs in $logs"
+  for step in "${chosen[@]}"; do
+    printf '%-10s %s\n' "$step" "$(describe "$step")"
+  done
+  exit 0
+fi
+
+# A step runs in a shell of its own, so that `timeout` can end it.
+if [ -n "${COMET_GPU_STEP:-}" ]; then
+  perform "$COMET_GPU_STEP"
+  exit
+fi
+
+if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+  echo "bench/gpu.sh: torch finds no GPU here, and every step needs one; --dry-run shows the steps" >&2
+  exit 1
+fi
+require_modules
+mkdir -p "$logs"
+trap keep EXIT
+
+summary=()
+failed=0
+for step in "${chosen[@]}"; do
+  reason=$(missing_for "$step")
+  if [ -n "$reason" ]; then
+    summary+=("$step: left out, $reason")
+    continue
+  fi
+  if [ -e "$logs/$step.done" ] && ! $again; then
+    summary+=("$step: done before")
+    continue
+  fi
+  echo "== $step: $(describe "$step")"
+  started=$SECONDS
+  rm -f "$logs/$step.done"
+  status=0
+  COMET_GPU_STEP=$step timeout --kill-after=20 "$STEP_SECONDS" bash "$0" 2>&1 | tee "$logs/$step.log" || status=$?
+  if [ "$status" -eq 0 ]; then
+    touch "$logs/$step.done"
+    summary+=("$step: done in $((SECONDS - started)) s")
+  else
+    failed=1
+    summary+=("$step: FAILED with exit code $status after $((SECONDS - started)) s, see $logs/$step.log")
+  fi
+  keep
+done
+
+echo
+printf '%s\n' "commit $commit" "${summary[@]}" | tee "$logs/summary.log"
+exit "$failed"
