@@ -17,6 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench import memory, results
 from bench.cases import Case, Found, Measure, Op, differentiate, oracle, synchronize
+from comet_kernels.ops import launch
 
 HAS_GPU = torch.cuda.is_available()
 NO_GPU = "no CUDA or ROCm device"
@@ -94,8 +95,10 @@ def measure(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Meas
             _finished,
             args=(call, case.device),
             setup=_Eviction(case.device),
-            rounds=max(3, min(30, int((1 if quick else 5) / seconds))),
+            rounds=max(3, min(30, int((0.3 if quick else 5) / seconds))),
         )
+        if benchmark.disabled:
+            return
         extra = (
             memory.extra_bytes_on_gpu(implementation, prepared)
             if case.device == "cuda"
@@ -146,6 +149,8 @@ def pytest_terminal_summary(
     terminalreporter.section("comet against plain torch, forward and backward")
     for line in results.table(records):
         write(line)
+    for (kernel, arch, shape_class), options in launch._found.items():
+        write(f"COMET_AUTOTUNE: {kernel} on {arch}, {shape_class}: {options}")
     write("")
     reasons = Counter(
         report.longrepr[2].removeprefix("Skipped: ")
@@ -154,7 +159,7 @@ def pytest_terminal_summary(
     for reason, count in reasons.items():
         write(f"left out: {count} benchmarks: {reason}")
     if config.getoption("quick"):
-        write("left out: sizes of interest (--quick)")
+        write("left out: the sizes of interest, and every GPU case (--quick)")
     write("left out: the whole step at the paper's shapes; run `python -m bench.bench_step`")
 
 

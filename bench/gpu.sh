@@ -42,52 +42,24 @@ commit=${COMET_COMMIT:-$(git describe --always --dirty --abbrev=12 2>/dev/null |
 export COMET_COMMIT=$commit
 logs=build/gpu/$commit
 small='against_float64 and (shape0 or shape1 or shape2 or shape3)'
-sanitized=("$PYTHON" -m pytest tests/kernels/test_factorized_projection.py -m gpu -k "$small" -p no:cacheprovider)
+export COMET_CUDA=1
+if [ -z "${COMET_PYBIND11_INCLUDE:-}" ]; then
+  COMET_PYBIND11_INCLUDE=$("$PYTHON" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent / "include")' || true)
+  export COMET_PYBIND11_INCLUDE
+fi
 
-build() {
-  COMET_CUDA=1 COMET_PYBIND11_INCLUDE=$(pybind11_include) \
-    "$PYTHON" -m pip install --no-build-isolation --no-deps -e . && return
-  echo "pip cannot; building in place"
-  COMET_CUDA=1 COMET_PYBIND11_INCLUDE=$(pybind11_include) "$PYTHON" setup.py build_ext --inplace
-}
-
-pybind11_include() {
-  if [ -n "${COMET_PYBIND11_INCLUDE:-}" ]; then
-    echo "$COMET_PYBIND11_INCLUDE"
-  else
-    "$PYTHON" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent / "include")'
-  fi
-}
-
-tests() { "$PYTHON" -m pytest tests/kernels -m gpu -rs; }
-
-# without torch's pool every tensor is an allocation of its own, and running over its end is seen
-memcheck() {
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 "${sanitized[@]}"
-}
-
-racecheck() { compute-sanitizer --tool racecheck --error-exitcode 9 "${sanitized[@]}"; }
-
-ops() { "$PYTHON" -m pytest bench/ -m gpu --save; }
-
-step_of_batch() {
-  "$PYTHON" -m bench.bench_step --device cuda --dtype bfloat16 --batch "$1" --steps 10 --save
-}
-
-perform() {
+# Fills `command`.
+command_of() {
+  local sanitized=(--error-exitcode 9 "$PYTHON" -m pytest tests/kernels/test_factorized_projection.py -m gpu -k "$small")
   case $1 in
-    step-*) step_of_batch "${1#step-}" ;;
-    *) "$1" ;;
-  esac
-}
-
-describe() {
-  case $1 in
-    build) echo "COMET_CUDA=1 pip install --no-build-isolation --no-deps -e .   (else setup.py build_ext --inplace)" ;;
-    tests) echo "pytest tests/kernels -m gpu" ;;
-    memcheck | racecheck) echo "compute-sanitizer --tool $1 ${sanitized[*]:1}" ;;
-    ops) echo "pytest bench/ -m gpu --save" ;;
-    step-*) echo "python -m bench.bench_step --device cuda --dtype bfloat16 --batch ${1#step-} --steps 10 --save" ;;
+    build) command=(bash -c "$PYTHON -m pip install --no-build-isolation --no-deps -e . ||
+      $PYTHON setup.py build_ext --inplace") ;;
+    tests) command=("$PYTHON" -m pytest tests/kernels -m gpu -rs) ;;
+    # without torch's pool every tensor is an allocation of its own, and running over its end is seen
+    memcheck) command=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck "${sanitized[@]}") ;;
+    racecheck) command=(compute-sanitizer --tool racecheck "${sanitized[@]}") ;;
+    ops) command=("$PYTHON" -m pytest bench/ -m gpu --save) ;;
+    step-*) command=("$PYTHON" -m bench.bench_step --device cuda --dtype bfloat16 --batch "${1#step-}" --steps 10 --save) ;;
   esac
 }
 
@@ -134,15 +106,10 @@ keep() {
 if $dry_run; then
   echo "commit $commit, logs in $logs"
   for step in "${chosen[@]}"; do
-    printf '%-10s %s\n' "$step" "$(describe "$step")"
+    command_of "$step"
+    echo "$step: ${command[*]@Q}"
   done
   exit 0
-fi
-
-# A step runs in a shell of its own, so that `timeout` can end it.
-if [ -n "${COMET_GPU_STEP:-}" ]; then
-  perform "$COMET_GPU_STEP"
-  exit
 fi
 
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
@@ -165,11 +132,12 @@ for step in "${chosen[@]}"; do
     summary+=("$step: done before")
     continue
   fi
-  echo "== $step: $(describe "$step")"
+  command_of "$step"
+  echo "== $step: ${command[*]@Q}"
   started=$SECONDS
   rm -f "$logs/$step.done"
   status=0
-  COMET_GPU_STEP=$step timeout --kill-after=20 "$STEP_SECONDS" bash "$0" 2>&1 | tee "$logs/$step.log" || status=$?
+  timeout --kill-after=20 "$STEP_SECONDS" "${command[@]}" 2>&1 | tee "$logs/$step.log" || status=$?
   if [ "$status" -eq 0 ]; then
     touch "$logs/$step.done"
     summary+=("$step: done in $((SECONDS - started)) s")

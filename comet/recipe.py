@@ -162,7 +162,9 @@ class OptimisationRecipe:
 class RunRecipe:
     """Where and how."""
 
-    output: str | None = option(None, "run folder; none: runs/NAME in the current folder")
+    output: str | None = option(
+        None, "run folder; none: runs/NAME, or the first free NAME-2, NAME-3, ..."
+    )
     seed: int = option(0, "of initialisation, shuffling, masking and dropout")
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     checkpoint_every: int = option(500, "steps between checkpoints")

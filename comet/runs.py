@@ -7,6 +7,7 @@ checkpoints/step-N/  resumable
 """
 
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -123,7 +124,7 @@ def resolve(recipe_class: type, given: Given, program: str) -> tuple[Path, Any]:
     """
     output = given.content.get("run", {}).get("output")
     name = Path(given.recipe).stem if given.recipe else program.split(".")[-1]
-    folder = Path(output) if output else Path("runs") / name
+    folder = Path(output) if output else _numbered(Path("runs") / name, resume=given.resume)
     content = given.content
     if given.resume:
         if not (folder / RECIPE).is_file():
@@ -135,6 +136,19 @@ def resolve(recipe_class: type, given: Given, program: str) -> tuple[Path, Any]:
             raise ValueError(f"--resume: a run keeps its recipe, but {difference}")
         content = stored
     return folder, build(recipe_class, content)
+
+
+def _numbered(folder: Path, *, resume: bool) -> Path:
+    """Where a run goes that was given no folder: NAME, NAME-2, ...; the first that is free or, to resume, the last."""
+    candidates = itertools.chain(
+        [folder], (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    )
+    last = folder
+    for candidate in candidates:
+        if not candidate.exists():
+            return last if resume else candidate
+        last = candidate
+    raise AssertionError("numbers do not end")
 
 
 def peak_memory() -> int:

@@ -29,7 +29,7 @@ def assert_accurate(
     slack: float = 1.5,
     what: str = "result",
 ) -> None:
-    """Small relative RMS error for its dtype and, given `plain` torch in the same precision, at most `slack` times its error."""
+    """Small relative RMS error for its dtype and, given `plain` torch in that precision, at most `slack` times its."""
     error = relative_rms(actual, oracle)
     assert error <= RELATIVE_RMS[dtype], f"{what}: relative RMS error {error:.2e} for {dtype}"
     if plain is not None:

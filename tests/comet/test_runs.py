@@ -1,0 +1,59 @@
+import json
+
+import pytest
+
+from comet.configuration import Given
+from comet.recipe import CorpusRecipe, DistillRecipe, TeacherRecipe
+from comet.runs import RunFolder, resolve
+
+RECIPE = DistillRecipe(TeacherRecipe(model="t"), corpus=CorpusRecipe(paths=["c"]))
+CONTENT = {"teacher": {"model": "t"}, "corpus": {"paths": ["c"]}}
+
+
+def folder_of(recipe=None, resume=False, content=CONTENT):
+    return resolve(DistillRecipe, Given(content, recipe, resume), "comet.distill")[0]
+
+
+def test_a_run_without_a_folder_gets_the_first_free_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for _ in range(3):
+        folder = folder_of("quickstart")
+        names.append(str(folder))
+        with RunFolder(folder, RECIPE, resume=False).recorded():
+            pass
+    assert names == ["runs/quickstart", "runs/quickstart-2", "runs/quickstart-3"]
+    assert str(folder_of("my/own.yaml")) == "runs/own"
+    assert str(folder_of()) == "runs/distill"
+
+
+def test_resuming_without_a_folder_means_the_last_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        with RunFolder(folder_of(), RECIPE, resume=False).recorded():
+            pass
+    assert str(folder_of(resume=True)) == "runs/distill-2"
+
+
+def test_a_failure_is_recorded_with_its_reason(tmp_path):
+    run = RunFolder(tmp_path / "run", RECIPE, resume=False)
+    with pytest.raises(ValueError, match="no bread"), run.recorded():
+        raise ValueError("no bread")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["state"], record["why"]) == ("failed", "no bread")
+
+
+def test_metrics_of_steps_to_be_done_again_are_dropped(tmp_path):
+    run = RunFolder(tmp_path, RECIPE, resume=False)
+    for step in (2, 4, 6):
+        run.log({"step": step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    run.forget_metrics_after(4)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4]
+
+
+def test_a_number_that_json_does_not_know_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        RunFolder(tmp_path, RECIPE, resume=False).log({"loss": float("nan")})
