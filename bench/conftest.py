@@ -22,7 +22,8 @@ from comet_kernels.ops import launch
 HAS_GPU = torch.cuda.is_available()
 NO_GPU = "no CUDA or ROCm device"
 CACHE_BYTES = 256 << 20
-SLOW_SECONDS = 1.0
+SLOW_SECONDS = 1.0  # from here on a second warm-up would change nothing
+SECONDS, QUICK_SECONDS = 5.0, 0.3  # of timed rounds per implementation, but at least three rounds
 RECORDS = pytest.StashKey[list[results.Record]]()
 
 
@@ -76,7 +77,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def measure(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Measure:
     """Check, time and weigh one implementation of one case, and keep the record."""
-    quick = request.config.getoption("quick")
+    config = request.config
 
     def run(op: Op, case: Case, name: str) -> None:
         implementation = op.implementations[name]
@@ -90,31 +91,31 @@ def measure(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Meas
         if name != "torch" and implementation.same_result:
             _require_same(found, oracle(op, tensors), case.dtype)
         del found, tensors
+        budget = QUICK_SECONDS if config.getoption("quick") else SECONDS
         benchmark.group = f"{op.name} {case}"
         benchmark.pedantic(
             _finished,
             args=(call, case.device),
             setup=_Eviction(case.device),
-            rounds=max(3, min(30, int((0.3 if quick else 5) / seconds))),
+            rounds=max(3, min(30, int(budget / seconds))),
         )
         if benchmark.disabled:
             return
-        extra = (
-            memory.extra_bytes_on_gpu(implementation, prepared)
-            if case.device == "cuda"
-            else memory.extra_bytes_on_cpu(
-                request.module.__name__, request.module.QUICK, case, name
-            )
-        )
-        request.config.stash[RECORDS].append(
+        if case.device == "cuda":
+            extra: int | None = memory.extra_bytes_on_gpu(implementation, prepared)
+        else:
+            module = request.module
+            extra = memory.extra_bytes_on_cpu(module.__name__, module.QUICK, case, name)
+        times = benchmark.stats.stats
+        config.stash[RECORDS].append(
             {
                 "op": op.name,
                 "sizes": case.sizes,
                 "dtype": case.dtype_name,
                 "device": case.device,
                 "implementation": name,
-                "median_seconds": benchmark.stats.stats.median,
-                "seconds": list(benchmark.stats.stats.data),
+                "median_seconds": times.median,
+                "seconds": list(times.data),
                 "extra_bytes": extra,
             }
         )
@@ -157,7 +158,7 @@ def pytest_terminal_summary(
         for report in terminalreporter.stats.get("skipped", [])
     )
     for reason, count in reasons.items():
-        write(f"left out: {count} benchmarks: {reason}")
+        write(f"left out: {count} benchmark{'s' * (count > 1)}: {reason}")
     if config.getoption("quick"):
         write("left out: the sizes of interest, and every GPU case (--quick)")
     write("left out: the whole step at the paper's shapes; run `python -m bench.bench_step`")

@@ -102,9 +102,9 @@ def _variations(shipped: Options) -> list[Options]:
 
 def _milliseconds(run: Callable[[Options], None], options: Options) -> float:
     from triton import testing
-    from triton.runtime.errors import OutOfResources
+    from triton.runtime.errors import OutOfResources, PTXASError
 
     try:
         return float(testing.do_bench(lambda: run(options)))
-    except OutOfResources:
+    except (OutOfResources, PTXASError):
         return float("inf")

@@ -7,15 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from comet_kernels.ops import launch
 
 pytest.importorskip("triton", reason="Triton is not installed")
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 PARTS = 2
 # Bytes a program may share. NVIDIA: what the smallest supported GPUs (sm_86, sm_89, sm_120) offer; gfx942: 64 KiB.
 SHARED = {"sm_80": 101376, "sm_90": 101376, "sm_100": 101376, "gfx942": 65536}
+
+
+def compiles(test):
+    """About three minutes of one core when Triton's cache is empty, seconds after that."""
+    return pytest.mark.slow(pytest.mark.timeout(900)(test))
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +49,7 @@ def records():
     return found
 
 
+@compiles
 def test_every_kernel_compiles_for_every_target(records):
     kernels = {r["kernel"] for r in records}
     assert len(kernels) == 7
@@ -51,10 +58,49 @@ def test_every_kernel_compiles_for_every_target(records):
     }
 
 
+@compiles
 def test_no_registers_spill_on_sm_90(records):
     spilled = [r for r in records if r["target"] == "sm_90" and r["spills"]]
     assert not spilled
 
 
+@compiles
 def test_shared_memory_fits(records):
     assert not [r for r in records if r["shared"] > SHARED[r["target"]]]
+
+
+def test_options_of_an_architecture_its_family_or_any():
+    table = {("default", "x"): {"A": 1}, ("gfx", "x"): {"A": 2}, ("sm_90", "x"): {"A": 3}}
+    assert launch.lookup(table, "sm_90", "x") == {"A": 3}
+    assert launch.lookup(table, "sm_120", "x") == {"A": 1}
+    assert launch.lookup(table, "gfx1100", "x") == {"A": 2}
+    with pytest.raises(KeyError):
+        launch.lookup(table, "sm_90", "y")
+
+
+def test_options_are_searched_only_on_request(monkeypatch):
+    shipped = {"BLOCK_Q": 16, "num_warps": 4, "num_stages": 2}
+    best = {"BLOCK_Q": 32, "num_warps": 4, "num_stages": 2}
+    timed = []
+
+    def milliseconds(run, options):
+        timed.append(options)
+        return 1.0 if options == best else 2.0
+
+    class Kernel:
+        def fn(self):
+            pass
+
+    monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(launch, "_milliseconds", milliseconds)
+    monkeypatch.setattr(launch, "_found", {})
+    choose = (Kernel, {("default", "x"): shipped}, "x", torch.device("cuda"))
+    assert launch._choose(*choose, print) == shipped
+    monkeypatch.setenv("COMET_AUTOTUNE", "1")
+    assert launch._choose(*choose, None) == shipped  # cannot be repeated
+    assert not timed
+    assert launch._choose(*choose, print) == best
+    number = len(timed)
+    assert launch._choose(*choose, None) == best
+    assert len(timed) == number
+    assert all(options["BLOCK_Q"] >= 16 for options in timed)

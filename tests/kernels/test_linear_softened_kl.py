@@ -256,6 +256,16 @@ def test_never_holds_all_logits(monkeypatch, needs):
     assert 2 * n * v * 4 > 3 * budget  # or nothing is shown
 
 
+def test_backward_holds_the_gradients_alone():
+    student, teacher = make(4, 2003, 8, 12)
+    for tensor in student:
+        tensor.requires_grad_()
+    loss = linear_softened_kl(*student, *teacher, 2.0)
+    with Allocations() as seen:
+        loss.backward()
+    assert seen.peak_bytes <= sum(t.nbytes for t in student) + 64
+
+
 def test_pieces_are_as_large_as_32_of_them_need():
     linear._warn_about_budget.cache_clear()
     row = 2 * 4 * 250048

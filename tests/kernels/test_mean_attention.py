@@ -249,7 +249,7 @@ def test_autocast_takes_its_dtype(device):
 
 
 def test_pieces_never_hold_a_map_per_head():
-    batch, heads, sequence = 2, 32, 256
+    batch, heads, sequence = 3, 32, 256
     assert 4 * batch * heads * sequence**2 > 2 * pieces.PIECE_BYTES  # or nothing is shown
     query, key, gradient = make(batch, heads, sequence, 16)
     with Allocations() as seen:

@@ -27,12 +27,13 @@ from comet_kernels.ops.mean_attention.kernels import (
 
 # By (architecture, shape class), as in `kernels.py`.
 BACKWARD: launch.Table = {
-    ("default", "half-64"): {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2},
+    ("default", "half-64"): {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
     ("default", "half-256"): {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1},
     ("default", "tf32-64"): {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
     ("default", "tf32-256"): {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 1},
     ("default", "ieee-64"): {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1},
     ("default", "ieee-256"): {"BLOCK_Q": 16, "BLOCK_K": 32, "num_warps": 8, "num_stages": 1},
+    ("gfx", "ieee-256"): {"BLOCK_Q": 16, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1},
 }
 
 

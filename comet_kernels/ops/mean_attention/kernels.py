@@ -34,6 +34,7 @@ FORWARD: launch.Table = {
     ("default", "ieee-64"): {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1},
     ("default", "ieee-256"): {"BLOCK_Q": 16, "BLOCK_K": 32, "num_warps": 8, "num_stages": 1},
     ("gfx", "half-256"): {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1},
+    ("gfx", "ieee-256"): {"BLOCK_Q": 16, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1},
 }
 
 

@@ -113,6 +113,8 @@ def _present(
 def _remember(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     query, key, mask, ctx.scale = inputs
     ctx.save_for_backward(query, key, mask, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, gradient, _):  # type: ignore[no-untyped-def]

@@ -12,7 +12,7 @@ import torch
 from comet_kernels.ops import launch
 
 # Float32 numbers of one piece, all heads and both buffers together.
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 8 << 20
 
 
 def _pieces(query: torch.Tensor) -> tuple[list[slice], torch.Tensor]:

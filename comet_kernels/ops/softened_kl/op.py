@@ -83,6 +83,8 @@ def _backward_fake(
 
 def _remember(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, gradient, _):  # type: ignore[no-untyped-def]
