@@ -6,7 +6,9 @@ modelling alone.
 """
 
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,12 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
+from filelock import FileLock
 
 import comet
 from comet.agreement import Agreement, measure, table
 from comet.configuration import build, read_recipe, to_yaml
 from comet.objective import Batch, Distiller
 from comet.recipe import AdaptRecipe, DistillRecipe, ModelRecipe, RunRecipe
+from comet.runs import RECORD
 from comet.students import count_parameters, load_masked_lm
 from comet.tap import TappedEncoder
 
@@ -35,7 +39,9 @@ def cache_folder() -> Path:
 def toy_teacher() -> str:
     """The folder of the toy teacher; it is trained now unless it lies in the cache."""
     recipe = build(AdaptRecipe, read_recipe(AdaptRecipe, "toy-teacher"))
-    return _made_once("toy-teacher", recipe, "training the toy teacher, once")
+    return _made_once(
+        "toy-teacher", recipe, "training the toy teacher, once; it is kept in the cache"
+    )
 
 
 def compare(
@@ -51,7 +57,7 @@ def compare(
     twin_folder = _made_once(
         "undistilled",
         _twin(recipe, distiller, teacher_folder),
-        "training the undistilled twin, once",
+        "training the same student without a teacher, once, to compare with",
     )
     twin = TappedEncoder(load_masked_lm(twin_folder)).to(accelerator.device)
     undistilled = measure(distiller.teacher, twin, held_out, distiller.ops, accelerator)
@@ -61,7 +67,7 @@ def compare(
         f"\nAgainst the same student trained without a teacher, on held-out text\n{table(columns)}\n\n"
         f"parameters  teacher {sizes[0]:,}, students {sizes[1]:,} ({sizes[1] / sizes[0]:.0%})\n"
         f"teacher     {teacher_folder}\n"
-        f"twin        {twin_folder}\n"
+        f"undistilled {twin_folder}\n"
         f"student     {folder / 'student'}\n\n"
         "Next, with your own text (folders laid out as LANG/*.jsonl.gz, or .txt files):\n"
         "  python -m comet.adapt --corpus TEXT --output runs/teacher\n"
@@ -100,16 +106,25 @@ def _made_once(name: str, recipe: AdaptRecipe, announcement: str) -> str:
     """
     key = hashlib.sha256(f"{comet.__version__}\n{to_yaml(recipe)}".encode()).hexdigest()[:12]
     folder = cache_folder() / f"{name}-{key}"
-    if not folder.exists():
-        print(f"{announcement} (kept in {folder})", flush=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as partial:
-            file = Path(partial) / "recipe.yaml"
-            file.write_text(to_yaml(recipe), encoding="utf-8")
-            run = Path(partial) / "run"
-            command = ["-m", "comet.adapt", "--recipe", str(file), "--output", str(run)]
-            if subprocess.run([sys.executable, *command], check=False).returncode != 0:
-                raise ValueError(f"{name}: training failed, see above")
-            run.rename(folder)
-        print(flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if not _is_done(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            print(f"{announcement}\n", flush=True)
+            _train(recipe, name, folder)
+            print(flush=True)
     return str(folder / "model")
+
+
+def _train(recipe: AdaptRecipe, name: str, folder: Path) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        file.write(to_yaml(recipe))
+        file.flush()
+        command = ["-m", "comet.adapt", "--recipe", file.name, "--output", str(folder)]
+        if subprocess.run([sys.executable, *command], check=False).returncode != 0:
+            raise ValueError(f"{name}: training failed, see above")
+
+
+def _is_done(folder: Path) -> bool:
+    record = folder / RECORD
+    return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["state"] == "done"

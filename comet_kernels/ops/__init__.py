@@ -1,1 +1,1 @@
-"""One folder per op: `reference.py` is plain torch, `kernels.py` is Triton, `op.py` schema, checks, dispatch, autograd."""
+"""One folder per op: `reference.py` is plain torch, `kernels.py` Triton, `op.py` schema, checks, dispatch, autograd."""

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from transformers import AutoModelForMaskedLM
@@ -30,7 +31,7 @@ def test_teacher_and_twin_are_trained_once_and_compared(tiny_teacher, tmp_path, 
     distill.main(["--fused", *SHORT, "--output", str(tmp_path / "first")])
     first = capfd.readouterr().out
     assert "training the toy teacher, once" in first
-    assert "training the undistilled twin, once" in first
+    assert "training the same student without a teacher, once" in first
     assert "undistilled student" in first
     assert str(tmp_path / "first" / "student") in first
     twin = next((tmp_path / "cache").glob("undistilled-*"))
@@ -55,8 +56,17 @@ def test_a_failed_training_leaves_nothing_in_the_cache(tiny_teacher, monkeypatch
     monkeypatch.setattr(quickstart, "read_recipe", lambda *_: spoilt)
     with pytest.raises(ValueError, match="toy-teacher: training failed, see above"):
         quickstart.toy_teacher()
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert not list((tmp_path / "cache").glob("*/model"))
     assert "vocabulary_size: got 900000" in capfd.readouterr().err
+
+
+def test_a_half_trained_teacher_is_trained_again(tiny_teacher, tmp_path):
+    folder = Path(quickstart.toy_teacher()).parent
+    record = folder / "run.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "state": "running"}))
+    (folder / "model" / "model.safetensors").write_bytes(b"half")
+    quickstart.toy_teacher()
+    AutoModelForMaskedLM.from_pretrained(folder / "model")
 
 
 def test_another_recipe_is_another_teacher(monkeypatch, tmp_path):
