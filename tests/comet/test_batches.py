@@ -45,7 +45,10 @@ def test_batches_are_of_similar_length_and_every_sequence_is_used_once(corpus, t
         for b in batches
         for row in torch.where(b.labels == IGNORED_LABEL, b.input_ids, b.labels)
     ]
-    assert len(set(originals)) > 0.95 * len(originals)
+    # the short ends of long documents may well be alike
+    whole = [original for original in originals if len(original) > 10]
+    assert len(whole) > 64
+    assert len(set(whole)) == len(whole)
 
 
 def test_masking_is_berts(tokenizer):

@@ -243,7 +243,8 @@ def _remember(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.needs = inputs[-3:]
     ctx.save_for_backward(*output[1:])
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # or each of them gets a gradient of zeros, as large as the weight
+    # Or backward would be handed a gradient of zeros for each of them, one as large as the weight.
+    ctx.set_materialize_grads(False)
 
 
 @once_differentiable
