@@ -82,8 +82,7 @@ SoftenedKlBlocks softened_kl_blocks(InstructionSet set) {
   return plain::softened_kl_blocks();
 }
 
-void softened_kl_forward(const SoftenedKlRows& rows, float* kl, float* student_lse,
-                         float* teacher_lse, int64_t threads) {
+void softened_kl_forward(const SoftenedKlRows& rows, float* kl, float* statistics, int64_t threads) {
   if (rows.n <= 0) return;
   if (rows.v <= 0) throw std::invalid_argument("v: expected at least one column");
   const SoftenedKlBlocks blocks = softened_kl_blocks(best_instruction_set());
@@ -95,8 +94,15 @@ void softened_kl_forward(const SoftenedKlRows& rows, float* kl, float* student_l
       parts[static_cast<size_t>(task)] =
           sum_segment(blocks, rows, row, begin, std::min(rows.v, begin + SEGMENT));
   });
+  const auto keep = [&](int64_t row, const LogSumExp& student, const LogSumExp& teacher) {
+    statistics[row] = student.max;
+    statistics[rows.n + row] = student.log_sum;
+    statistics[2 * rows.n + row] = teacher.max;
+    statistics[3 * rows.n + row] = teacher.log_sum;
+  };
   for (int64_t row = 0; row < rows.n; ++row) {
-    kl[row] = student_lse[row] = teacher_lse[row] = 0;
+    kl[row] = 0;
+    keep(row, {0, 0}, {0, 0});
     if (!counts(rows, row)) continue;
     const double temperature = rows.temperature[row];
     const float inverse = 1.0f / rows.temperature[row];
@@ -106,15 +112,14 @@ void softened_kl_forward(const SoftenedKlRows& rows, float* kl, float* student_l
     const double log_student = std::log(sums.student_sum), log_teacher = std::log(sums.teacher_sum);
     kl[row] = static_cast<float>(temperature * temperature *
                                  (sums.weighted / sums.teacher_sum + log_student - log_teacher));
-    // The product is rounded to float32 first, as backward rounds it.
-    student_lse[row] = static_cast<float>(static_cast<double>(sums.student_max * inverse) + log_student);
-    teacher_lse[row] = static_cast<float>(static_cast<double>(sums.teacher_max * inverse) + log_teacher);
+    keep(row, {sums.student_max, static_cast<float>(log_student)},
+         {sums.teacher_max, static_cast<float>(log_teacher)});
   }
 }
 
-void softened_kl_backward(const SoftenedKlRows& rows, const float* scale, const float* student_lse,
-                          const float* teacher_lse, void* gradient, int64_t gradient_stride,
-                          Dtype gradient_dtype, int64_t threads) {
+void softened_kl_backward(const SoftenedKlRows& rows, const float* scale, const float* statistics,
+                          void* gradient, int64_t gradient_stride, Dtype gradient_dtype,
+                          int64_t threads) {
   if (rows.n <= 0) return;
   const SoftenedKlBlocks blocks = softened_kl_blocks(best_instruction_set());
   const int64_t segments = (rows.v + SEGMENT - 1) / SEGMENT;
@@ -130,11 +135,13 @@ void softened_kl_backward(const SoftenedKlRows& rows, const float* scale, const 
       return;
     }
     const float temperature = rows.temperature[row];
+    const LogSumExp student_lse = {statistics[row], statistics[rows.n + row]};
+    const LogSumExp teacher_lse = {statistics[2 * rows.n + row], statistics[3 * rows.n + row]};
     for (int64_t column = begin; column < end; column += KL_BLOCK)
       blocks.backward(at(rows.student, row, column), rows.student.dtype, at(rows.teacher, row, column),
                       rows.teacher.dtype, target + column * width, gradient_dtype,
-                      std::min(KL_BLOCK, end - column), 1.0f / temperature, student_lse[row],
-                      teacher_lse[row], scale[row] * temperature, past_cache);
+                      std::min(KL_BLOCK, end - column), 1.0f / temperature, student_lse,
+                      teacher_lse, scale[row] * temperature, past_cache);
   });
 }
 

@@ -70,13 +70,13 @@ KlSums forward(const void* student, Dtype student_dtype, const void* teacher, Dt
 }
 
 struct Slope {
-  Vec inverse_temperature, student_lse, teacher_lse, factor;
+  Vec inverse_temperature, student_max, student_log_sum, teacher_max, teacher_log_sum, factor;
 
-  // The product is rounded before the difference, as it was when lse was made from the largest logit: a distribution
-  // with one certain outcome then gets exactly 1 for it.
+  // Measured from the largest logit before anything is rounded at the logits' own size: nearby logits differ exactly,
+  // and a distribution with one certain outcome gets exactly 1 for it.
   COMET_INLINE Vec at(Vec s, Vec t) const {
-    return factor * (exp_of_nonpositive(s * inverse_temperature - student_lse) -
-                     exp_of_nonpositive(t * inverse_temperature - teacher_lse));
+    return factor * (exp_of_nonpositive((s - student_max) * inverse_temperature - student_log_sum) -
+                     exp_of_nonpositive((t - teacher_max) * inverse_temperature - teacher_log_sum));
   }
 };
 
@@ -102,11 +102,12 @@ COMET_INLINE void gradient_of(const Slope& slope, const float* s, const float* t
 
 void backward(const void* student, Dtype student_dtype, const void* teacher, Dtype teacher_dtype,
               void* gradient, Dtype gradient_dtype, int64_t count, float inverse_temperature,
-              float student_lse, float teacher_lse, float factor, bool past_cache) {
+              LogSumExp student_lse, LogSumExp teacher_lse, float factor, bool past_cache) {
   float student_room[KL_BLOCK], teacher_room[KL_BLOCK], gradient_room[KL_BLOCK];
   const float* s = as_float(student, student_dtype, count, student_room);
   const float* t = as_float(teacher, teacher_dtype, count, teacher_room);
-  const Slope slope{splat(inverse_temperature), splat(student_lse), splat(teacher_lse), splat(factor)};
+  const Slope slope{splat(inverse_temperature), splat(student_lse.max), splat(student_lse.log_sum),
+                    splat(teacher_lse.max),     splat(teacher_lse.log_sum), splat(factor)};
   if (gradient_dtype == Dtype::float32) {
     gradient_of(slope, s, t, static_cast<float*>(gradient), count, past_cache);
   } else {

@@ -17,13 +17,19 @@ struct KlSums {
   double weighted;     // Σ e^t ((t − max t) − (s − max s)) / T, counting 0 where e^t is 0; maxima of −∞ count as 0
 };
 
+// Of one side of a row: log Σ e^(x/T) = max / T + log_sum.
+struct LogSumExp {
+  float max;
+  float log_sum;
+};
+
 struct SoftenedKlBlocks {
   // At most BLOCK columns.
   KlSums (*forward)(const void* student, Dtype student_dtype, const void* teacher, Dtype teacher_dtype,
                     int64_t count, float inverse_temperature);
   void (*backward)(const void* student, Dtype student_dtype, const void* teacher, Dtype teacher_dtype,
                    void* gradient, Dtype gradient_dtype, int64_t count, float inverse_temperature,
-                   float student_lse, float teacher_lse, float factor, bool past_cache);
+                   LogSumExp student_lse, LogSumExp teacher_lse, float factor, bool past_cache);
 };
 
 // Two blocks of float32 fill half of a 32 KiB first-level cache: the second look at a block costs no memory traffic.

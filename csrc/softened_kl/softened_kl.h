@@ -27,13 +27,14 @@ struct SoftenedKlRows {
   int64_t v;
 };
 
-// kl, student_lse and teacher_lse: [n]. `lse` is the log of the sum of exponentials of logits / T.
-void softened_kl_forward(const SoftenedKlRows& rows, float* kl, float* student_lse,
-                         float* teacher_lse, int64_t threads);
+// kl: [n]. statistics: [4, n], the student's largest logit and log Σ exp((s − max s) / T), then the teacher's; all 0 on
+// rows left out. One number a side, the log-sum-exp, would round away the digits that large logits' gradient needs.
+void softened_kl_forward(const SoftenedKlRows& rows, float* kl, float* statistics, int64_t threads);
 
 // gradient[r, j] = scale[r] · T_r · (softmax(s/T)_j − softmax(t/T)_j); it may lie where the student's logits lie.
-void softened_kl_backward(const SoftenedKlRows& rows, const float* scale, const float* student_lse,
-                          const float* teacher_lse, void* gradient, int64_t gradient_stride,
-                          Dtype gradient_dtype, int64_t threads);
+// `statistics` are those that forward wrote.
+void softened_kl_backward(const SoftenedKlRows& rows, const float* scale, const float* statistics,
+                          void* gradient, int64_t gradient_stride, Dtype gradient_dtype,
+                          int64_t threads);
 
 }  // namespace comet

@@ -266,8 +266,8 @@ void check_halves(comet::InstructionSet set) {
       // e^0 · factor − e^(−∞): the factor itself, narrowed, is the half it came from.
       for (size_t i = 0; i < 64; i += 13) {
         const float zero = 0, nothing = -INFINITE;
-        blocks.backward(&zero, Dtype::float32, &nothing, Dtype::float32, &back[i], dtype, 1, 1.0f, 0.0f, 0.0f, wide[i],
-                        false);
+        blocks.backward(&zero, Dtype::float32, &nothing, Dtype::float32, &back[i], dtype, 1, 1.0f, {0, 0}, {0, 0},
+                        wide[i], false);
         if (std::isfinite(wide[i]) && wide[i] != 0) require(back[i] == halves[i], "a half written back");
       }
     }
@@ -281,12 +281,31 @@ void check_rounding(comet::InstructionSet set) {
       for (const float factor : *numbers) {
         const float zero = 0, nothing = -INFINITE;
         uint16_t half = 0;
-        blocks.backward(&zero, Dtype::float32, &nothing, Dtype::float32, &half, dtype, 1, 1.0f, 0.0f, 0.0f, factor,
+        blocks.backward(&zero, Dtype::float32, &nothing, Dtype::float32, &half, dtype, 1, 1.0f, {0, 0}, {0, 0}, factor,
                         false);
         const float error = std::fabs(from_half(half, dtype) - factor);
         for (const int step : {(half & 0x7fff) ? -1 : 1, 1})
           require(error <= std::fabs(from_half(static_cast<uint16_t>(half + step), dtype) - factor), "nearest half");
       }
+}
+
+// The same distributions from far away: every bit of the gradient stays.
+void check_far_logits(comet::InstructionSet set) {
+  const comet::SoftenedKlBlocks blocks = comet::softened_kl_blocks(set);
+  constexpr int64_t COUNT = 100;
+  const auto gradient = [&](float far) {
+    Numbers student, teacher, slope = unwritten(COUNT);
+    for (int64_t i = 0; i < COUNT; ++i) {
+      student.push_back(far - static_cast<float>(i) / 8);
+      teacher.push_back(-far - static_cast<float>(COUNT - 1 - i) / 4);
+    }
+    blocks.backward(student.data(), Dtype::float32, teacher.data(), Dtype::float32, slope.data(), Dtype::float32, COUNT,
+                    1 / 1.5f, {far, 2.5f}, {-far, 1.75f}, 1.0f, false);
+    return slope;
+  };
+  const Numbers near = gradient(0);
+  require(std::fabs(near[0] - std::exp(-2.5f)) < 1e-6f, std::string(comet::name(set)) + " gradient of a block");
+  require(gradient(16384) == near, std::string(comet::name(set)) + " gradient of logits far from 0");
 }
 
 void check_kl() {
@@ -297,12 +316,12 @@ void check_kl() {
     const std::vector<uint8_t> mask = {1, 0, 1};
     student[static_cast<size_t>(s_stride)] = NOT_A_NUMBER;  // in the row that is masked
     if (v > 1) student[0] = teacher[0] = -INFINITE;
-    Numbers kl = unwritten(n), s_lse = unwritten(n), t_lse = unwritten(n), g = unwritten((n - 1) * g_stride + v);
+    Numbers kl = unwritten(n), statistics = unwritten(4 * n), g = unwritten((n - 1) * g_stride + v);
     const comet::SoftenedKlRows rows = {{student.data(), s_stride, Dtype::float32},
                                         {teacher.data(), t_stride, Dtype::float32},
                                         temperature.data(), mask.data(), n, v};
-    comet::softened_kl_forward(rows, kl.data(), s_lse.data(), t_lse.data(), 2);
-    comet::softened_kl_backward(rows, scale.data(), s_lse.data(), t_lse.data(), g.data(), g_stride, Dtype::float32, 2);
+    comet::softened_kl_forward(rows, kl.data(), statistics.data(), 2);
+    comet::softened_kl_backward(rows, scale.data(), statistics.data(), g.data(), g_stride, Dtype::float32, 2);
     for (int64_t r = 0; r < n; ++r) {
       const double t = temperature[static_cast<size_t>(r)];
       const auto lse = [&](const Numbers& logits, int64_t stride) {
@@ -336,6 +355,7 @@ int main() {
     check_products(instructions);
     check_halves(instructions);
     check_rounding(instructions);
+    check_far_logits(instructions);
     std::printf("%s: right\n", comet::name(instructions));
   }
   check_kl();

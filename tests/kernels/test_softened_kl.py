@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 from accounting import Allocations
-from accuracy import assert_accurate, relative_rms
+from accuracy import assert_accurate
 
 from comet_kernels.ops.softened_kl import kernels, reference, rows, softened_kl
 
@@ -102,14 +102,7 @@ def test_large_logits(implementation, size):
     # Two columns share the largest value: a log-sum-exp in float32 cannot tell log 2 from 1e4 + log 2 exactly.
     for logits in (student, teacher):
         logits[:, [5, 700]] = size
-    found = evaluate(implementation, student, teacher, 1.5)
-    if implementation != "c++":
-        judge(found, student, teacher, 1.5)
-        return
-    # C++ keeps one number a side, the log-sum-exp: in the gradient, logits' own rounding to float32 divided by T shows.
-    oracle = run(reference.softened_kl, student.double(), teacher.double(), 1.5)
-    assert relative_rms(found[0], oracle[0]) < 1e-5
-    assert relative_rms(found[1], oracle[1]) < size * 2e-7
+    judge(evaluate(implementation, student, teacher, 1.5), student, teacher, 1.5)
 
 
 def test_minus_infinity(implementation):

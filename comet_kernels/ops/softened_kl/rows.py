@@ -77,7 +77,7 @@ def _native_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows, columns = student.shape
     loss = student.new_empty(rows, dtype=torch.float32)
-    statistics = student.new_zeros(4, rows, dtype=torch.float32)  # C++ measures from 0
+    statistics = student.new_empty(4, rows, dtype=torch.float32)
     native.library().softened_kl_forward(
         student=student.data_ptr(),
         teacher=teacher.data_ptr(),
@@ -90,8 +90,7 @@ def _native_forward(
         student_dtype=native.DTYPE_CODES[student.dtype],
         teacher_dtype=native.DTYPE_CODES[teacher.dtype],
         kl=loss.data_ptr(),
-        student_lse=statistics[1].data_ptr(),
-        teacher_lse=statistics[3].data_ptr(),
+        statistics=statistics.data_ptr(),
         threads=torch.get_num_threads(),
     )
     return loss, statistics
@@ -113,8 +112,7 @@ def _native_backward(
         temperature=temperature.data_ptr(),
         mask=0 if mask is None else mask.data_ptr(),
         scale=scale.data_ptr(),
-        student_lse=statistics[1].data_ptr(),
-        teacher_lse=statistics[3].data_ptr(),
+        statistics=statistics.data_ptr(),
         n=rows,
         v=columns,
         student_stride=student.stride(0),
