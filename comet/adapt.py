@@ -31,7 +31,13 @@ from comet.corpus import Corpus
 from comet.objective import Batch
 from comet.recipe import AdaptRecipe, ModelRecipe
 from comet.runs import RunFolder, resolve
-from comet.students import count_parameters, load_masked_lm, load_tokenizer, save_model
+from comet.students import (
+    count_parameters,
+    load_masked_lm,
+    load_tokenizer,
+    require_embedded,
+    save_model,
+)
 from comet.tap import TappedEncoder, usable_positions
 from comet.tokenizers import train_tokenizer
 from comet.training import Training, make_accelerator
@@ -96,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
         program=PROGRAM,
         description="Train a teacher by masked language modelling on a corpus.",
         shortcuts=SHORTCUTS,
-        default_recipe=lambda flags: None if "model.model" in flags else "from-scratch",
+        default_recipe=lambda flags: "adapt" if "model.model" in flags else "from-scratch",
     )
     folder, recipe = resolve(AdaptRecipe, given, PROGRAM)
     adapt(recipe, folder, resume=given.resume)
@@ -182,15 +188,15 @@ def make_model(
     else:
         tokenizer = _tokenizer(wanted, corpus, saved)
         model = AutoModelForMaskedLM.from_config(encoder_config(wanted, tokenizer))
-    if len(tokenizer) > model.config.vocab_size:
-        raise ValueError(
-            f"--tokenizer: it has {len(tokenizer)} entries, the model embeds {model.config.vocab_size}"
-        )
-    if recipe.corpus.max_length > usable_positions(model):
-        raise ValueError(
-            f"corpus.max_length: got {recipe.corpus.max_length}, but the model has positions for "
-            f"{usable_positions(model)} tokens"
-        )
+    require_embedded(tokenizer, model, flag="--tokenizer" if wanted.tokenizer else "--model")
+    lengths = {"corpus.max_length": recipe.corpus.max_length}
+    if recipe.warm_start.steps:
+        lengths["warm_start.max_length"] = recipe.warm_start.max_length
+    for key, length in lengths.items():
+        if length > usable_positions(model):
+            raise ValueError(
+                f"{key}: got {length}, but the model has positions for {usable_positions(model)} tokens"
+            )
     return model, tokenizer
 
 

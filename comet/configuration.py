@@ -8,12 +8,14 @@ the dataclass. Nothing unknown is accepted.
 import argparse
 import dataclasses
 import difflib
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import torch
 import transformers
 import yaml
 
@@ -36,6 +38,10 @@ def run_command(main: Callable[[Sequence[str]], None], program: str) -> NoReturn
         main(sys.argv[1:])
     except (ValueError, OSError) as error:
         print(f"{program}: error: {_one_line(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        advice = "out of memory: lower optimisation.batch_size or corpus.max_length"
+        print(f"{program}: error: {advice} ({_one_line(str(error))})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
@@ -187,11 +193,17 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
             return [_checked(get_args(one)[0], item, where) for item in value]
         if one is NoneType and value is None:
             return value
-        if one is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if one is float and type(value) in (int, float):
             return float(value)
+        if one is float and isinstance(value, str) and _is_scientific(value):
+            return float(value)  # YAML 1.1 takes 5e-4 for text
         if one in (int, str, bool) and type(value) is one:
             return value
     raise ValueError(f"{where}: got {value!r}, expected {_kind_in_words(kind)}")
+
+
+def _is_scientific(text: str) -> bool:
+    return re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text) is not None
 
 
 def _kind_in_words(kind: Any) -> str:

@@ -26,6 +26,7 @@ from comet.students import (
     load_masked_lm,
     load_tokenizer,
     make_student,
+    require_embedded,
     require_same_vocabulary,
     save_model,
 )
@@ -125,6 +126,7 @@ def build_distiller(
     """
     teacher = load_masked_lm(teacher_name, revision=recipe.teacher.revision)
     tokenizer = load_tokenizer(teacher_name, revision=recipe.teacher.revision)
+    require_embedded(tokenizer, teacher, flag="--teacher")
     if recipe.student.model is not None:
         require_same_vocabulary(tokenizer, load_tokenizer(recipe.student.model, flag="--student"))
     torch.manual_seed(recipe.run.seed)
@@ -172,11 +174,9 @@ def _announce(
     accelerator: Accelerator,
 ) -> None:
     kind = "fused kernels" if ops is comet_kernels else "plain torch"
-    counts = corpus.counts
-    text = (
-        ", ".join(corpus.languages)
-        if counts is None
-        else ", ".join(f"{language} {count:,}" for language, count in counts.items())
+    text = ", ".join(
+        language if count is None else f"{language} {count:,}"
+        for language, count in corpus.counts.items()
     )
     print(
         f"teacher  {count_parameters(distiller.teacher):,} parameters\n"

@@ -1,7 +1,7 @@
 """The recipe of a distillation run: one dataclass per part, impossible combinations refused when it is made."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from comet.configuration import option
@@ -30,6 +30,20 @@ def require_shape(part: str, recipe: "StudentRecipe | ModelRecipe") -> None:
         f"a multiple of {part}.heads ({recipe.heads})",
     )
     require(0 <= recipe.dropout < 1, f"{part}.dropout", recipe.dropout, "0 or more and below 1")
+
+
+def refuse_own_shape(part: str, recipe: "StudentRecipe | ModelRecipe") -> None:
+    """Refuse sizes beside a model that has its own: they would change nothing."""
+    if recipe.model is None:
+        return
+    own = {"model", "tokenizer", "attention_layer"}
+    for one in fields(recipe):
+        require(
+            one.name in own or getattr(recipe, one.name) == one.default,
+            f"{part}.{one.name}",
+            getattr(recipe, one.name),
+            f"nothing, as {recipe.model} has its own; leave it out, or leave out {part}.model",
+        )
 
 
 def require_corpus(recipe: "CorpusRecipe") -> None:
@@ -65,6 +79,7 @@ class StudentRecipe:
 
     def __post_init__(self) -> None:
         require_shape("student", self)
+        refuse_own_shape("student", self)
 
 
 @dataclass(frozen=True)
@@ -207,6 +222,12 @@ class DistillRecipe:
                 "none",
                 "--teacher with a hub id or a folder; `python -m comet.adapt` trains one on a corpus",
             )
+            require(
+                self.student.model is None and self.corpus.mask_probability > 0,
+                "teacher.model",
+                "none with a student of its own or a mask_probability of 0",
+                "a teacher: the toy teacher's student is compared with one trained by masking alone",
+            )
         require_corpus(self.corpus)
 
 
@@ -232,6 +253,7 @@ class ModelRecipe:
 
     def __post_init__(self) -> None:
         require_shape("model", self)
+        refuse_own_shape("model", self)
         require_positive(
             "model",
             {
@@ -273,10 +295,4 @@ class AdaptRecipe:
             "corpus.mask_probability",
             self.corpus.mask_probability,
             "a number above 0: the masked tokens are what is learnt",
-        )
-        require(
-            self.model.model is not None or self.corpus.max_length <= self.model.positions,
-            "corpus.max_length",
-            self.corpus.max_length,
-            f"at most model.positions ({self.model.positions})",
         )

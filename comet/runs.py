@@ -7,6 +7,7 @@ checkpoints/step-N/  resumable
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -59,7 +60,11 @@ class RunFolder:
             facts: more to record, as JSON.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / RECIPE).write_text(to_yaml(self._recipe), encoding="utf-8")
+        # without its own folder, so that running it again does not run into this one
+        recipe = dataclasses.replace(
+            self._recipe, run=dataclasses.replace(self._recipe.run, output=None)
+        )
+        (self.path / RECIPE).write_text(to_yaml(recipe), encoding="utf-8")
         record = {"state": "running", "start": _now(), **_environment(), **facts}
         self._write_record(record)
         try:
@@ -112,7 +117,7 @@ class RunFolder:
 
     def _require_resumable(self) -> None:
         record = self.path / RECORD
-        if json.loads(record.read_text(encoding="utf-8"))["state"] == "done":
+        if json.loads(record.read_text(encoding="utf-8")).get("state") == "done":
             raise ValueError(f"--resume: the run in {self.path} is done")
 
 
@@ -130,7 +135,7 @@ def resolve(recipe_class: type, given: Given, program: str) -> tuple[Path, Any]:
         if not (folder / RECIPE).is_file():
             raise ValueError(f"--resume: {folder} holds no run; check --output")
         stored = read_recipe(recipe_class, str(folder / RECIPE))
-        stored["run"]["output"] = output
+        stored.setdefault("run", {})["output"] = output
         difference = contradiction(given.content, stored)
         if difference:
             raise ValueError(f"--resume: a run keeps its recipe, but {difference}")
@@ -155,6 +160,12 @@ def peak_memory() -> int:
     """Bytes at most so far: allocated on the GPU where there is one, resident in this process otherwise."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if (
+        status.is_file()
+    ):  # getrusage would count what a parent process held before it started this one
+        lines = status.read_text(encoding="ascii").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else resident * 1024
 

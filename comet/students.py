@@ -23,6 +23,15 @@ from transformers import (
 from comet.checkpoints import replace_folder
 from comet.recipe import StudentRecipe
 
+_DROPOUTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "dropout",
+    "attention_dropout",
+    "mlp_dropout",
+    "embedding_dropout",
+)
+
 
 def student_config(teacher: PreTrainedConfig, recipe: StudentRecipe) -> PreTrainedConfig:
     """The teacher's configuration with the recipe's shape; vocabulary, positions and special tokens stay.
@@ -45,8 +54,8 @@ def student_config(teacher: PreTrainedConfig, recipe: StudentRecipe) -> PreTrain
         )
     names = {teacher.attribute_map.get(name, name): name for name in sizes}
     values.update({own: sizes[name] for own, name in names.items()})
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout"):
-        if isinstance(values.get(name), float):
+    for name in values:
+        if name in _DROPOUTS and values[name] is not None:
             values[name] = recipe.dropout
     if "embedding_size" in values:
         values["embedding_size"] = min(values["embedding_size"], recipe.hidden_size)
@@ -72,7 +81,6 @@ def load_masked_lm(
     name_or_folder: str,
     *,
     revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
     flag: str = "--teacher",
     head_required: bool = True,
 ) -> PreTrainedModel:
@@ -81,7 +89,6 @@ def load_masked_lm(
     Args:
         name_or_folder: a hub id, or a folder written by `save_pretrained`.
         revision: branch, tag or commit on the hub.
-        dtype: of the weights.
         flag: the option that named the model, for messages.
         head_required: refuse a checkpoint without the head's weights; otherwise they start at random.
 
@@ -89,11 +96,18 @@ def load_masked_lm(
         ValueError: it is not there, is no encoder, or its head's weights are missing.
     """
     with _said_plainly(flag, name_or_folder):
-        config = AutoConfig.from_pretrained(name_or_folder, revision=revision)
+        config = AutoConfig.from_pretrained(
+            name_or_folder, revision=revision, trust_remote_code=False
+        )
         if type(config) not in AutoModelForMaskedLM._model_mapping:
             raise ValueError(f"a {config.model_type} model has no masked-language-model head")
         model, report = AutoModelForMaskedLM.from_pretrained(
-            name_or_folder, revision=revision, dtype=dtype, output_loading_info=True
+            name_or_folder,
+            revision=revision,
+            dtype=torch.float32,
+            use_safetensors=True,  # a pickle can run code
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     missing = sorted(report["missing_keys"])
     if missing and head_required:
@@ -115,7 +129,9 @@ def load_tokenizer(
         ValueError: there is none, it is not a fast one, or it has no mask or padding token.
     """
     with _said_plainly(flag, name_or_folder, needed="tokenizer_config.json"):
-        tokenizer = AutoTokenizer.from_pretrained(name_or_folder, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name_or_folder, revision=revision, trust_remote_code=False
+        )
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(f"{flag}: {name_or_folder} holds no tokenizer; save one beside the model")
     if not tokenizer.is_fast:
@@ -153,6 +169,20 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
     replace_folder(partial, folder)
 
 
+def require_embedded(
+    tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, *, flag: str
+) -> None:
+    """Refuse a tokenizer with more entries than the model embeds.
+
+    Raises:
+        ValueError: it has more.
+    """
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"{flag}: the tokenizer has {len(tokenizer)} entries, the model embeds {model.config.vocab_size}"
+        )
+
+
 def count_parameters(model: torch.nn.Module) -> int:
     """Parameters, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -166,7 +196,7 @@ def _said_plainly(flag: str, name_or_folder: str, needed: str = "config.json") -
         _require_folder(flag, path, needed)
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the hub, safetensors and torch each have exceptions of their own
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{flag}: cannot load {name_or_folder}: {reason}") from error
 

@@ -205,16 +205,6 @@ class TappedEncoder(nn.Module):
             )
 
 
-def release(encoder: TappedEncoder) -> PreTrainedModel:
-    """Give the model back as transformers knows it: with logits, and with SDPA.
-
-    The wrapper is of no use afterwards.
-    """
-    vars(encoder.model.get_output_embeddings()).pop("forward", None)
-    encoder.model.set_attn_implementation("sdpa")
-    return encoder.model
-
-
 def usable_positions(model: PreTrainedModel) -> int:
     """The longest sequence, in tokens, that the model has positions for.
 

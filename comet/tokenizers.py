@@ -49,7 +49,10 @@ def train_tokenizer(
         unk_token="<unk>",
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    try:
+        tokenizer.train_from_iterator(texts, trainer)
+    except Exception as error:  # the trainer raises no other type
+        raise ValueError(f"model.vocabulary_size: got {vocabulary_size}: {error}") from error
     if tokenizer.get_vocab_size() < vocabulary_size - 1:
         raise ValueError(
             f"model.vocabulary_size: got {vocabulary_size}, but the corpus gives only "

@@ -153,7 +153,7 @@ class Training:
         self.folder.forget_metrics_after(self.step)
         restore_random(tensors)
 
-    def _train_step(self) -> tuple[Mapping[str, Tensor], Tensor, int, int]:
+    def _train_step(self) -> tuple[Mapping[str, Tensor], Tensor, int]:
         batch = next(self.batches)
         losses = self._prepared(batch.to(self.accelerator.device))
         self.accelerator.backward(losses[0])
@@ -166,7 +166,7 @@ class Training:
         self.step += 1
         self.tokens += batch.tokens
         named = {name: value.detach() for name, value in losses._asdict().items()}
-        return named, norm.detach(), batch.tokens, self.step
+        return named, norm.detach(), batch.tokens
 
     def _metrics(self, window: "_Window") -> dict[str, Any]:
         window.require_finite(self.step, self.folder)
@@ -245,7 +245,7 @@ class _Window:
         self._steps = 0
         self._sums: dict[str, Any] = {}
 
-    def add(self, losses: Mapping[str, Tensor], norm: Tensor, tokens: int, step: int) -> None:
+    def add(self, losses: Mapping[str, Tensor], norm: Tensor, tokens: int) -> None:
         for name, value in {**losses, "grad_norm": norm}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.float()
         self._tokens += tokens
@@ -261,9 +261,9 @@ class _Window:
         for name, value in self.means().items() if self._steps else ():
             if not math.isfinite(value):
                 raise ValueError(
-                    f"{name} became {value} between step {step - self._steps + 1} and {step}: lower the "
-                    "learning rate or the gradient norm, or use float32; checkpoints in "
-                    f"{folder.checkpoints} are from before"
+                    f"{name} became {value} between step {step - self._steps + 1} and {step}: start a run "
+                    "with a lower learning rate or gradient norm, or in float32; what "
+                    f"{folder.path} holds is from before"
                 )
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -33,14 +34,14 @@ def find_files(path: Path) -> dict[Path, str]:
             raise ValueError(
                 f"corpus: {path} has an unknown suffix, expected {', '.join(SUFFIXES)}"
             )
-        return {path.resolve(): own}
+        return {_absolute(path): own}
     found = {}
     ignored = []
     for file in sorted((*path.glob("*"), *path.glob("*/*"))):
         if not file.is_file() or file.name.startswith("."):
             continue
         if file.name.endswith(SUFFIXES):
-            found[file.resolve()] = own if file.parent == path else language_code(file.parent.name)
+            found[_absolute(file)] = own if file.parent == path else language_code(file.parent.name)
         else:
             ignored.append(file)
     if not found:
@@ -53,6 +54,11 @@ def find_files(path: Path) -> dict[Path, str]:
             len(ignored), path, ", ".join(str(file.relative_to(path)) for file in ignored[:_SHOWN]),
         )  # fmt: skip
     return found
+
+
+def _absolute(file: Path) -> Path:
+    """The same file however it was named, but under its own name: a link may lead to one without a suffix."""
+    return Path(os.path.abspath(file))
 
 
 def read_files(files: Iterable[Path]) -> list[str]:

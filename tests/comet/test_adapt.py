@@ -59,7 +59,7 @@ def test_a_checkpoint_goes_on_training(adapted, corpus_folder, tmp_path):
     main(
         [
             "--model", str(adapted / "model"), "--corpus", str(corpus_folder),
-            *SMALL, "--warm_start.steps", "0", "--output", str(folder),
+            *SMALL[12:], "--warm_start.steps", "0", "--output", str(folder),
         ]
     )  # fmt: skip
     before, after = (
@@ -76,7 +76,7 @@ def test_a_checkpoint_without_a_head_gets_one(tokenizer, corpus_folder, tmp_path
     main(
         [
             "--model", str(tmp_path / "headless"), "--corpus", str(corpus_folder),
-            *SMALL, "--steps", "2", "--warm_start.steps", "0", "--output", str(tmp_path / "run"),
+            *SMALL[12:], "--steps", "2", "--warm_start.steps", "0", "--output", str(tmp_path / "run"),
         ]
     )  # fmt: skip
     assert (tmp_path / "run" / "model" / "config.json").exists()
@@ -164,3 +164,23 @@ def test_a_vocabulary_larger_than_the_text_gives_is_refused(corpus_folder, tmp_p
 def test_nothing_masked_is_refused():
     with pytest.raises(ValueError, match="mask_probability"):
         AdaptRecipe(corpus=CorpusRecipe(paths=["toy"], mask_probability=0.0))
+
+
+def test_a_warm_start_longer_than_the_positions_is_refused(corpus_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"warm_start\.max_length: got 41, .* positions for 40"):
+        main(
+            [
+                "--corpus", str(corpus_folder), *SMALL,
+                "--warm_start.max_length", "41", "--output", str(tmp_path / "run"),
+            ]
+        )  # fmt: skip
+
+
+def test_a_vocabulary_smaller_than_the_alphabet_is_refused(corpus_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"model\.vocabulary_size: got 5"):
+        main(
+            [
+                "--corpus", str(corpus_folder), *SMALL,
+                "--model.vocabulary_size", "5", "--output", str(tmp_path / "run"),
+            ]
+        )  # fmt: skip

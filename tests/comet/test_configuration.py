@@ -36,6 +36,12 @@ def test_shortcuts_are_flags_of_fields():
     assert recipe.optimisation.steps == 500
 
 
+def test_yaml_takes_a_rate_without_a_dot(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("optimisation: {learning_rate: 5e-4}\n")
+    assert recipe_of(*COMPLETE, "--recipe", str(file)).optimisation.learning_rate == 5e-4
+
+
 def test_a_recipe_reads_back_as_it_was_written(tmp_path):
     recipe = recipe_of(*COMPLETE, "--optimisation.muon_learning_rate", "0.01")
     file = tmp_path / "recipe.yaml"
@@ -49,10 +55,13 @@ def test_a_recipe_reads_back_as_it_was_written(tmp_path):
         ("paper", DistillRecipe),
         ("quickstart", DistillRecipe),
         ("toy-teacher", AdaptRecipe),
+        ("adapt", AdaptRecipe),
     ],
 )
 def test_shipped_recipes_are_valid(name, kind):
-    build(kind, read_recipe(kind, name))
+    content = read_recipe(kind, name)
+    content.setdefault("corpus", {}).setdefault("paths", ["toy"])
+    build(kind, content)
 
 
 @pytest.mark.parametrize(

@@ -364,3 +364,15 @@ def test_real_text_is_read_whole():
     assert corpus.counts == {"kin": 12327}
     assert len(corpus.held_out()["kin"]) == 20
     assert all(document.text.strip() for document in take(corpus.training_stream(), 500))
+
+
+def test_a_link_to_a_file_without_a_suffix_is_read_by_its_own_name(tmp_path):
+    """As the hub's cache lays files out."""
+    (tmp_path / "blobs").mkdir()
+    blob = tmp_path / "blobs" / "abc123"
+    with gzip.open(blob, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": f"Jumla ta {number}."}) + "\n" for number in range(4))
+    (tmp_path / "text" / "hau").mkdir(parents=True)
+    (tmp_path / "text" / "hau" / "hau_clean_0000.jsonl.gz").symlink_to(blob)
+    corpus = open_corpus([str(tmp_path / "text")], temperature=1.0, seed=0, held_out_per_language=1)
+    assert corpus.counts == {"hau": 4}

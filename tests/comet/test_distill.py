@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,9 +127,8 @@ def test_options_of_precision_and_tokens_train(tmp_path, command, options):
 
 def test_a_student_can_be_given(finished, tmp_path, command):
     folder = tmp_path / "run"
-    main(
-        [*command, "--student", str(finished / "student"), "--steps", "2", "--output", str(folder)]
-    )
+    given = [*command[:4], *TINY_RUN[8:], "--student", str(finished / "student")]
+    main([*given, "--steps", "2", "--output", str(folder)])
     first = json.loads((folder / "agreement.json").read_text())["before"]["all"]["kl"]
     last = json.loads((finished / "agreement.json").read_text())["after"]["all"]["kl"]
     assert first == pytest.approx(last, rel=1e-4)
@@ -197,10 +197,10 @@ def test_different_vocabularies_are_refused(tmp_path, command, tokenizer):
     pieces = AutoTokenizer.from_pretrained(command[1])
     pieces.add_tokens(["neologism"])
     pieces.save_pretrained(other)
-    with pytest.raises(
-        ValueError, match="--student: its vocabulary has 301 entries, the teacher's 300"
-    ):
-        main([*command, "--student", str(other), "--output", str(tmp_path / "run")])
+    given = [*command[:4], *TINY_RUN[8:], "--student", str(other)]
+    said = "--student: its vocabulary has 301 entries, the teacher's 300"
+    with pytest.raises(ValueError, match=said):
+        main([*given, "--output", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
 
@@ -234,3 +234,26 @@ def test_the_command_ends_in_one_line_and_exit_code_2(tmp_path):
 def test_the_default_is_the_quickstart():
     assert distill_module._default_recipe({}) == "quickstart"
     assert distill_module._default_recipe({"corpus.paths": ["x"]}) is None
+
+
+def test_a_streamed_corpus_is_announced_without_counts(finished, capsys):
+    corpus = SimpleNamespace(counts={"hau": None, "swa": 1200})
+    model = tiny_model("bert")
+    distiller = SimpleNamespace(teacher=model, student=model)
+    distill_module._announce(distiller, corpus, None, finished, SimpleNamespace(device="cpu"))
+    assert "corpus   hau, swa 1,200" in capsys.readouterr().out
+
+
+def test_a_tokenizer_with_more_entries_than_the_teacher_embeds_is_refused(tmp_path, command):
+    other = tmp_path / "other"
+    shutil.copytree(command[1], other)
+    pieces = AutoTokenizer.from_pretrained(other)
+    pieces.add_tokens(["neologism"])
+    pieces.save_pretrained(other)
+    with pytest.raises(ValueError, match="301 entries, the model embeds 300"):
+        main(["--teacher", str(other), *command[2:], "--output", str(tmp_path / "run")])
+
+
+def test_sizes_beside_a_student_of_its_own_are_refused(command, finished):
+    with pytest.raises(ValueError, match=r"student\.layers: got 2, expected nothing"):
+        main([*command, "--student", str(finished / "student")])

@@ -70,3 +70,27 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path):
     tiny_model("xlm-r").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds no tokenizer"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other shape", "pickle"])
+def test_damaged_weights_are_refused_in_one_line(tmp_path, damage):
+    model = tiny_model("bert")
+    model.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:100])
+    elif damage == "other shape":
+        tiny_model("bert", hidden_size=16).config.save_pretrained(tmp_path)
+    else:
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+        weights.unlink()
+    with pytest.raises(ValueError, match="--teacher: cannot load"):
+        load_masked_lm(str(tmp_path))
+
+
+@pytest.mark.parametrize("architecture", ["xlm-r", "bert", "electra", "modernbert"])
+def test_dropout_is_the_recipes(architecture):
+    recipe = StudentRecipe(layers=2, hidden_size=16, heads=2, intermediate_size=24, dropout=0.25)
+    student = make_student(tiny_model(architecture).config, recipe)
+    rates = {module.p for module in student.modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates == {0.25}

@@ -298,6 +298,8 @@ def _keep_gradients(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def
     ctx.needs = inputs[-3:]
     ctx.save_for_backward(*output[1:])
     ctx.mark_non_differentiable(*output[1:])
+    # Or backward would be handed a gradient of zeros for each of them.
+    ctx.set_materialize_grads(False)
 
 
 @once_differentiable

@@ -1,5 +1,7 @@
 """`mean_attention` as a torch op: schema, checks, one implementation per device, autograd."""
 
+import math
+
 import torch
 
 from comet_kernels.checks import (
@@ -174,6 +176,9 @@ def mean_attention(
     if query.dtype == torch.float32 and torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key = query.to(dtype), key.to(dtype)
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    attention: torch.Tensor = _forward(query, key, mask, scale)[0]
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    elif not (isinstance(scale, (int, float)) and -math.inf < scale < math.inf):
+        expect(False, "scale", repr(scale), "a finite number or None")
+    attention: torch.Tensor = _forward(query, key, mask, float(scale))[0]
     return attention

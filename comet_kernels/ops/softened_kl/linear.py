@@ -36,7 +36,10 @@ PRODUCT_BYTES = 16 << 20
 
 def rows_per_piece(n: int, row_bytes: int) -> int:
     """How many rows' logits to hold at once: what the budget allows, but never so few that there are over 32 pieces."""
-    budget = int(os.environ.get("COMET_LOGITS_BYTES", LOGITS_BYTES))
+    given = os.environ.get("COMET_LOGITS_BYTES", str(LOGITS_BYTES))
+    is_number = given.isdecimal() and int(given) > 0
+    expect(is_number, "COMET_LOGITS_BYTES", repr(given), "a number of bytes above 0")
+    budget = int(given)
     allowed, fewest = budget // row_bytes, -(-n // MOST_PIECES)
     if allowed < fewest:
         _warn_about_budget(budget, fewest * row_bytes)
@@ -265,6 +268,7 @@ def _check_side(
 ) -> None:
     expect(hidden.dim() == 2, f"{side}_hidden", f"{hidden.dim()} dimensions", "[N, H]")
     expect(weight.dim() == 2, f"{side}_weight", f"{weight.dim()} dimensions", "[V, H]")
+    expect(hidden.shape[1] > 0, f"{side}_hidden", "H = 0", "at least one column")
     shape = (weight.shape[0], hidden.shape[1])
     expect_shape(f"{side}_weight", weight, shape, f"[V, H of {side}_hidden]")
     named = {f"{side}_weight": weight}
