@@ -17,6 +17,11 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 HALF = [torch.bfloat16, torch.float16]
 
 
+def home(implementation) -> str:
+    """Where an implementation's tensors live: compiled kernels take a GPU's only, interpreted ones the CPU's."""
+    return "cuda" if implementation is kernels and torch.cuda.is_available() else "cpu"
+
+
 def make(batch, heads, sequence, head_size, dtype=torch.float32, device="cpu"):
     """Query and key as a layer hands them over: [B, S, H, D] transposed; and a gradient of the map."""
     shape = (batch, sequence, heads, head_size)
@@ -69,7 +74,7 @@ def judge(found, query, key, gradient, mask=None, **options):
 def test_kernels_agree_with_the_definition(
     implementation, shape, lengths, dtype, bfloat16_products
 ):
-    device = "cuda" if torch.cuda.is_available() and implementation is kernels else "cpu"
+    device = home(implementation)
     query, key, gradient = make(*shape, dtype, device)
     mask = None if lengths is None else padded(lengths, shape[2], device)
     found = evaluate(implementation, query, key, gradient, mask, shape[-1] ** -0.5)
@@ -134,8 +139,9 @@ def test_what_padding_holds_does_not_matter(device):
 
 
 def test_kernels_ignore_what_padding_holds():
-    query, key, gradient = make(2, 2, 35, 16)
-    mask = padded([20, 0], 35)
+    device = home(kernels)
+    query, key, gradient = make(2, 2, 35, 16, device=device)
+    mask = padded([20, 0], 35, device)
     hole = ~mask[:, None, :, None]
     # Real scores far below 0, the score of zeroed padding: 2^(0 − lse) overflows unless it is masked.
     query, key = query * 0 + 20, key * 0 - 20
@@ -147,18 +153,18 @@ def test_kernels_ignore_what_padding_holds():
     assert attention[1].eq(0).all()
 
 
-def test_nan_in_gives_nan_out():
-    query, key, gradient = make(1, 2, 9, 16)
+@pytest.mark.parametrize("implementation", [kernels, pieces], ids=["triton", "torch"])
+def test_nan_in_gives_nan_out(implementation):
+    query, key, gradient = make(1, 2, 9, 16, device=home(implementation))
     query[0, 1, 3, 5] = float("nan")
-    for implementation in (kernels, pieces):
-        attention = evaluate(implementation, query, key, gradient)[0]
-        assert attention[0, 3].isnan().all()
-        assert attention[0, 4].isfinite().all()
+    attention = evaluate(implementation, query, key, gradient)[0]
+    assert attention[0, 3].isnan().all()
+    assert attention[0, 4].isfinite().all()
 
 
 @pytest.mark.parametrize("implementation", [kernels, pieces], ids=["triton", "torch"])
 def test_any_strides(implementation):
-    query, key, gradient = make(2, 2, 21, 16)
+    query, key, gradient = make(2, 2, 21, 16, device=home(implementation))
     layouts = [
         lambda t: t.contiguous(),
         lambda t: t.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
@@ -176,12 +182,15 @@ def test_any_strides(implementation):
 def test_wide_strides_take_64_bit_offsets(monkeypatch):
     constants = kernels.constants_for(torch.empty(1, 1, 1, 16), None, (1 << 22, 1), backward=False)
     assert constants["WIDE"]
-    query, key, gradient = make(1, 2, 40, 16)
+    query, key, gradient = make(1, 2, 40, 16, device=home(kernels))
     fixed = kernels.constants
     wanted = evaluate(kernels, query, key, gradient)
     monkeypatch.setattr(kernels, "constants", lambda *a, **o: fixed(*a, **{**o, "wide": True}))
     found = evaluate(kernels, query, key, gradient)
-    assert all(map(torch.equal, found, wanted))
+    if query.is_cuda:  # two compilations need not agree in their last bits
+        judge(found, query, key, gradient)
+    else:
+        assert all(map(torch.equal, found, wanted))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -262,7 +271,7 @@ def test_pieces_never_hold_a_map_per_head():
 
 
 def test_kernels_hold_row_statistics_only():
-    query, key, gradient = make(1, 8, 70, 16)
+    query, key, gradient = make(1, 8, 70, 16, device=home(kernels))
     with Allocations() as seen:
         attention = evaluate(kernels, query, key, gradient)[0]
     statistics = 4 * 8 * 70

@@ -21,7 +21,8 @@ def implementation(request):
     return request.param
 
 
-def home(implementation):
+def home(implementation) -> str:
+    """Where an implementation's tensors live: compiled kernels take a GPU's only, interpreted ones the CPU's."""
     return "cuda" if implementation == "triton" and torch.cuda.is_available() else "cpu"
 
 
@@ -143,8 +144,11 @@ def test_rows_at_any_distance(implementation):
     wide = torch.randn(3, 40, device=device)
     student, teacher = wide[:, 3:20], wide[:1, 20:37].expand(3, 17)
     found = evaluate(implementation, student, teacher, 2.0)
-    wanted = evaluate(implementation, student.contiguous(), teacher.contiguous(), 2.0)
-    assert all(map(torch.equal, found, wanted))
+    if device == "cuda":  # Triton compiles for the alignment it meets: other code, other last bits
+        judge(found, student, teacher, 2.0)
+    else:
+        wanted = evaluate(implementation, student.contiguous(), teacher.contiguous(), 2.0)
+        assert all(map(torch.equal, found, wanted))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -264,7 +268,8 @@ def test_autocast_changes_nothing(device):
 
 def test_only_the_gradient_has_the_size_of_the_logits(implementation):
     n, v = 64, 30011
-    student, teacher = torch.randn(n, v), torch.randn(n, v)
+    device = home(implementation)
+    student, teacher = torch.randn(n, v, device=device), torch.randn(n, v, device=device)
     if implementation == "triton":
         student, teacher = student[:2], teacher[:2]
     with Allocations() as seen:

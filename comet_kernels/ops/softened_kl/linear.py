@@ -299,6 +299,9 @@ def linear_softened_kl(
     made more than 32 pieces (a warning says so). The gradients that are needed are computed along with the loss, so
     that no logits are computed twice; backward may run again, but they cannot be differentiated.
 
+    In float16 the logits' gradient is rounded to that type before the products: with a large vocabulary and a student
+    close to its teacher many of its entries are below what float16 holds. Prefer bfloat16 or float32.
+
     Inside autocast the products run in autocast's dtype, for which a head of another dtype is converted once per call.
 
     Args:
