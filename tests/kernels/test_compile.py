@@ -13,7 +13,7 @@ from comet_kernels.ops import launch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-SCRIPT = Path(__file__).with_name("compile_kernels.py")
+ROOT = Path(__file__).parents[2]
 PARTS = 2
 # Bytes a program may share. NVIDIA: what the smallest supported GPUs (sm_86, sm_89, sm_120) offer; gfx942: 64 KiB.
 SHARED = {"sm_80": 101376, "sm_90": 101376, "sm_100": 101376, "gfx942": 65536}
@@ -32,9 +32,9 @@ def records():
     )
     running = [
         subprocess.Popen(
-            [sys.executable, SCRIPT, "--part", f"{part}/{PARTS}"],
+            [sys.executable, "-m", "bench.kernel_resources", "--json", "--part", f"{part}/{PARTS}"],
             env=environment,
-            cwd=SCRIPT.parents[2],
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,13 +1,13 @@
-"""Compiles every shipped configuration of every Triton kernel for GPUs that need not be there; prints JSON.
+"""`python -m bench.kernel_resources`: what every shipped configuration of every Triton kernel takes of a GPU.
 
-Run as `python tests/kernels/compile_kernels.py [--part I/N] [--table]`, with TRITON_INTERPRET unset. One record
-for each: kernel, target, shape class, options, registers a thread, bytes of spills, shared memory.
+Compiles for GPUs that need not be there and lists registers a thread, bytes of spills and shared memory. The
+environment must not set TRITON_INTERPRET.
 """
 
+import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,8 +127,8 @@ def _resources(compiled: Any, arch: str) -> dict[str, int]:
     if arch.startswith("gfx"):
         text = compiled.asm["amdgcn"]
         return {
-            "registers": int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1]),
-            "spills": int(re.search(r"\.vgpr_spill_count:\s+(\d+)", text)[1]),
+            "registers": _number(r"\.vgpr_count:\s+(\d+)", text),
+            "spills": _number(r"\.vgpr_spill_count:\s+(\d+)", text),
         }
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
@@ -136,22 +136,52 @@ def _resources(compiled: Any, arch: str) -> dict[str, int]:
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     # A stack of no bytes: Triton's kernels have no other use for one than registers that did not fit.
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", text).groups()
-    return {"registers": int(registers), "spills": int(stack)}
+    return {"registers": _number(r"REG:(\d+)", text), "spills": _number(r"STACK:(\d+)", text)}
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found is not None, pattern
+    return int(found[1])
+
+
+def _table(records: list[dict[str, Any]]) -> Iterator[str]:
+    headings = ("target", "kernel", "case", "options", "registers", "spilled", "shared")
+    rows = [
+        (
+            r["target"],
+            r["kernel"],
+            r["case"],
+            " ".join(f"{name}={value}" for name, value in r["options"].items()),
+            str(r["registers"]),
+            f"{r['spills']} B",
+            f"{r['shared']} B",
+        )
+        for r in records
+    ]
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    for row in (headings, *rows):
+        yield "  ".join(map(str.ljust, row, widths)).rstrip()
 
 
 def main() -> None:
-    part, parts = 0, 1
-    if "--part" in sys.argv:
-        part, parts = map(int, sys.argv[sys.argv.index("--part") + 1].split("/"))
-    cases = [(a, c) for a in TARGETS for make in (attention_cases, kl_cases) for c in make(a)]
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.kernel_resources",
+        description="Compile every shipped Triton kernel; print registers, spills, shared memory.",
+    )
+    parser.add_argument("--target", choices=TARGETS, action="append", help="only these; repeatable")
+    parser.add_argument("--part", default="0/1", metavar="I/N", help="every N-th case from I")
+    parser.add_argument("--json", action="store_true", help="records instead of a table")
+    given = parser.parse_args()
+    part, parts = map(int, given.part.split("/"))
+    cases = [
+        (arch, case)
+        for arch in given.target or TARGETS
+        for make in (attention_cases, kl_cases)
+        for case in make(arch)
+    ]
     records = [compile_case(arch, case) for arch, case in cases[part::parts]]
-    if "--table" in sys.argv:
-        for r in records:
-            print(*(r[k] for k in ("target", "kernel", "case", "options")), end="  ")
-            print(f"registers {r['registers']}, spilled {r['spills']} B, shared {r['shared']} B")
-    else:
-        print(json.dumps(records))
+    print(json.dumps(records) if given.json else "\n".join(_table(records)))
 
 
 if __name__ == "__main__":
