@@ -69,7 +69,12 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
     return torch.autocast(device.type, enabled=False)
 
 
-_found: dict[tuple[Any, ...], Options] = {}
+_found: dict[tuple[str, str, str], Options] = {}
+
+
+def options_found() -> dict[tuple[str, str, str], Options]:
+    """What searches of this process found, by kernel, architecture and shape class."""
+    return dict(_found)
 
 
 def _choose(

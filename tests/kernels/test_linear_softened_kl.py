@@ -5,7 +5,7 @@ import torch
 from accounting import Allocations
 from accuracy import assert_accurate, relative_rms
 
-from comet_kernels.ops.softened_kl import linear, linear_softened_kl, reference
+from comet_kernels.ops.softened_kl import linear_pieces, linear_softened_kl, reference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 NAMES = ("loss", "hidden", "weight", "bias")
@@ -52,6 +52,20 @@ def judge(found, student, teacher, *arguments, slack=2.0, **options):
             assert_accurate(actual, truth, simple, dtype=dtype, slack=slack, what=what)
 
 
+def of_rounded_logits(dtype, student, teacher, *arguments):
+    """The oracle of products that leave their library in a 16-bit dtype: all is exact but the logits' rounding."""
+
+    def rounded(hidden, weight, bias):
+        exact = torch.nn.functional.linear(hidden, weight, bias)
+        return exact + (exact.detach().to(dtype).double() - exact.detach())
+
+    def function(*tensors):
+        sides = rounded(*tensors[:3]), rounded(*tensors[3:6])
+        return reference.softened_kl(*sides, *tensors[6:])
+
+    return run(function, double(student), double(teacher), *arguments)
+
+
 def equal(found, wanted):
     return all(
         (one is None and other is None) or torch.equal(one, other)
@@ -62,7 +76,7 @@ def equal(found, wanted):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Some rows at a time, the last piece a shorter one."""
-    monkeypatch.setattr(linear, "rows_per_piece", lambda n, row_bytes: 4)
+    monkeypatch.setattr(linear_pieces, "rows_per_piece", lambda n, row_bytes: 4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -83,6 +97,46 @@ def test_float16_gradients_survive_small_factors(device, small_pieces):
     student, teacher = make(11, 1009, 24, 40, torch.float16, device)
     found = run(linear_softened_kl, student, teacher, incoming=4096.0)
     judge(found, student, teacher, incoming=4096.0, slack=4)
+
+
+@pytest.mark.gpu
+def test_a_float16_student_close_to_its_teacher():
+    """With 250,002 columns most of the logits' gradient lies below what float16 holds."""
+    student, _ = make(64, 250002, 256, 8, torch.float16, "cuda")
+    nearly = [tensor + 0.02 * torch.randn_like(tensor) for tensor in student]
+    judge(run(linear_softened_kl, nearly, student, 2.0), nearly, student, 2.0)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 40.0])
+def test_float16_products_are_enlarged_and_reduced(temperature, monkeypatch, small_pieces):
+    """What a GPU's library does, 16-bit factors and float32 sums, in float32 here."""
+    monkeypatch.setattr(linear_pieces, "_products_in_float32", lambda device: True)
+    monkeypatch.setattr(linear_pieces, "_product", lambda left, right: left.float() @ right.float())
+    student, _ = make(11, 20011, 24, 8, torch.float16)
+    nearly = [tensor + 0.02 * torch.randn_like(tensor) for tensor in student]
+    mask = torch.arange(11) % 4 != 2
+    degrees = torch.full((11,), temperature).masked_fill(~mask, float("nan"))
+    for chosen in (None, mask):
+        # As a gradient scaler would: the results are float16 as well.
+        arguments = (nearly, student, temperature if chosen is None else degrees, chosen, 4096.0)
+        found = run(linear_softened_kl, *arguments)
+        oracle = of_rounded_logits(torch.float16, *arguments)
+        for what, actual, truth in zip(NAMES[1:], found[1:], oracle[1:], strict=True):
+            assert relative_rms(actual, truth) < 1e-3, what
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_kl_of_every_row_on_request(device, small_pieces):
+    student, teacher = make(11, 1009, 24, 40, device=device)
+    mask = torch.arange(11, device=device) % 4 != 2
+    for chosen in (None, mask):
+        arguments = (*student, *teacher, 2.0, chosen)
+        loss, kl = linear_softened_kl(*arguments, return_kl=True)
+        _, oracle = reference.linear_softened_kl(
+            *double(student), *double(teacher), 2.0, chosen, return_kl=True
+        )
+        assert_accurate(kl, oracle)
+        assert torch.equal(loss, linear_softened_kl(*arguments))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -128,7 +182,7 @@ def test_partial_gradients(device, needs, small_pieces):
 
 def test_no_gradient_work_where_none_is_needed(monkeypatch):
     student, teacher = make(7, 33, 8, 12)
-    monkeypatch.setattr(linear.rows, "backward", None)
+    monkeypatch.setattr(linear_pieces.rows, "backward", None)
     run(linear_softened_kl, student, teacher, needs=(0, 0, 0))
     with torch.no_grad():
         run(linear_softened_kl, student, teacher)
@@ -232,9 +286,9 @@ def test_autocast(device, small_pieces):
 def test_weight_gradients_add_up_in_float32(monkeypatch):
     """Many pieces: their sum in bfloat16 would lose what each adds."""
     student, teacher = make(256, 64, 8, 12, torch.bfloat16)
-    monkeypatch.setattr(linear, "rows_per_piece", lambda n, row_bytes: 1)
+    monkeypatch.setattr(linear_pieces, "rows_per_piece", lambda n, row_bytes: 1)
     found = run(linear_softened_kl, student, teacher)
-    monkeypatch.setattr(linear, "rows_per_piece", lambda n, row_bytes: n)
+    monkeypatch.setattr(linear_pieces, "rows_per_piece", lambda n, row_bytes: n)
     whole = run(linear_softened_kl, student, teacher)
     oracle = run(reference.linear_softened_kl, double(student), double(teacher))
     for one, other, truth in zip(found[2:], whole[2:], oracle[2:], strict=True):
@@ -249,7 +303,7 @@ def test_never_holds_all_logits(monkeypatch, needs):
     monkeypatch.setenv("COMET_LOGITS_BYTES", str(budget))
     temperature = torch.full((n,), 2.0)
     with Allocations() as seen:
-        linear.total_and_gradients(*student, *teacher, temperature, None, None, needs)
+        linear_pieces.total_and_gradients(*student, *teacher, temperature, None, None, needs)
     gradients = sum(t.nbytes for t in student) if any(needs) else 0
     assert seen.largest_bytes <= budget
     assert seen.peak_bytes <= budget + gradients + 64 * n + 4 * v
@@ -267,19 +321,19 @@ def test_backward_holds_the_gradients_alone():
 
 
 def test_pieces_are_as_large_as_32_of_them_need():
-    linear._warn_about_budget.cache_clear()
+    linear_pieces._warn_about_budget.cache_clear()
     row = 2 * 4 * 250048
-    assert linear.rows_per_piece(4096, row) == 128
-    assert linear.rows_per_piece(20, row) == 128
-    assert linear.rows_per_piece(0, row) == 128
-    assert linear.rows_per_piece(4096, 1 << 24) == 128  # 16 rows would fit
-    assert linear.rows_per_piece(320, 1 << 24) == 16
-    linear._warn_about_budget.cache_clear()
+    assert linear_pieces.rows_per_piece(4096, row) == 128
+    assert linear_pieces.rows_per_piece(20, row) == 128
+    assert linear_pieces.rows_per_piece(0, row) == 128
+    assert linear_pieces.rows_per_piece(4096, 1 << 24) == 128  # 16 rows would fit
+    assert linear_pieces.rows_per_piece(320, 1 << 24) == 16
+    linear_pieces._warn_about_budget.cache_clear()
     with pytest.warns(UserWarning, match="logits take 2048 MiB instead of 256 MiB"):
-        linear.rows_per_piece(4096, 1 << 24)
+        linear_pieces.rows_per_piece(4096, 1 << 24)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        linear.rows_per_piece(4096, 1 << 24)
+        linear_pieces.rows_per_piece(4096, 1 << 24)
 
 
 STUDENT, TEACHER = make(4, 9, 8, 12)

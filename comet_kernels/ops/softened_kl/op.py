@@ -1,6 +1,7 @@
 """`softened_kl` as a torch op: schema, checks, autograd. The op yields the loss of every row; the mean is torch's."""
 
 import math
+from typing import Literal, overload
 
 import torch
 
@@ -120,12 +121,44 @@ def mean_of_rows(total: torch.Tensor, n: int, mask: torch.Tensor | None) -> torc
     return total / (max(n, 1) if mask is None else mask.sum().clamp(min=1))
 
 
+def kl_of_rows(
+    loss: torch.Tensor, temperature: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """KL of every row [N], a constant, from T² KL; a temperature of a row left out may be anything."""
+    kl = loss.detach() / temperature**2
+    return kl if mask is None else torch.where(mask, kl, 0)
+
+
+@overload
 def softened_kl(
     student_logits: torch.Tensor,
     teacher_logits: torch.Tensor,
     temperature: float | torch.Tensor,
     mask: torch.Tensor | None = None,
-) -> torch.Tensor:
+    *,
+    return_kl: Literal[False] = False,
+) -> torch.Tensor: ...
+
+
+@overload
+def softened_kl(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    temperature: float | torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    return_kl: Literal[True],
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+def softened_kl(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    temperature: float | torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    return_kl: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Mean over the chosen rows n of T_n² · KL( softmax(teacher / T_n) ‖ softmax(student / T_n) ).
 
     The softened cross-entropy of Hinton, Vinyals and Dean (2015, arXiv 1503.02531) less the teacher's entropy. One read
@@ -139,9 +172,13 @@ def softened_kl(
         temperature: a number above 0, or one per row [N]; a constant. Tensors are checked where they are, without a
             synchronisation: on CUDA a bad one is a device-side assertion, on devices other than that and the CPU NaN.
         mask: [N] bool, true on chosen rows; what other rows hold does not matter. None: all rows.
+        return_kl: also return every row's KL, at the price of N numbers: for curves by language, or a temperature that
+            adapts.
 
     Returns:
-        A scalar in float32; 0 where no row is chosen.
+        A scalar in float32; 0 where no row is chosen. With `return_kl` a pair: that scalar, and
+        KL( softmax(teacher / T_n) ‖ softmax(student / T_n) ) [N] in float32: nats without T_n², a constant, 0 on rows
+        left out.
 
     Raises:
         ValueError: a wrong shape, dtype, device or temperature; the message names the argument.
@@ -157,4 +194,5 @@ def softened_kl(
     expect_same_device("teacher_logits", teacher_logits, student_logits, "student_logits")
     temperature_N, mask = per_row(temperature, mask, student_logits)
     loss_N: torch.Tensor = _forward(student_logits, teacher_logits.detach(), temperature_N, mask)[0]
-    return mean_of_rows(loss_N.sum(), student_logits.shape[0], mask)
+    loss = mean_of_rows(loss_N.sum(), student_logits.shape[0], mask)
+    return (loss, kl_of_rows(loss_N, temperature_N, mask)) if return_kl else loss

@@ -3,8 +3,32 @@
 Geoffrey Hinton, Oriol Vinyals, Jeff Dean: Distilling the Knowledge in a Neural Network, 2015 (arXiv 1503.02531).
 """
 
+from typing import Literal, overload
+
 import torch
 from torch.nn.functional import linear, log_softmax
+
+
+@overload
+def softened_kl(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    temperature: float | torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    return_kl: Literal[False] = False,
+) -> torch.Tensor: ...
+
+
+@overload
+def softened_kl(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    temperature: float | torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    return_kl: Literal[True],
+) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 def softened_kl(
@@ -12,7 +36,9 @@ def softened_kl(
     teacher_logits: torch.Tensor,
     temperature: float | torch.Tensor,
     mask: torch.Tensor | None = None,
-) -> torch.Tensor:
+    *,
+    return_kl: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Mean over the chosen rows n of T_n² · KL( softmax(teacher / T_n) ‖ softmax(student / T_n) ).
 
     T² keeps the gradient's size independent of the temperature. A logit of −∞ in the teacher counts 0 (0 · log 0 = 0).
@@ -22,9 +48,10 @@ def softened_kl(
         teacher_logits: [N, V]; no gradient flows to it.
         temperature: a number, or [N].
         mask: [N] bool, true on chosen rows; what other rows hold does not matter. None: all rows.
+        return_kl: also return every row's KL, without T² and as a constant [N], 0 on rows left out.
 
     Returns:
-        A scalar in float32, in float64 for float64 logits; 0 where no row is chosen.
+        A scalar in float32, in float64 for float64 logits; 0 where no row is chosen. With `return_kl` a pair.
     """
     precision = torch.promote_types(student_logits.dtype, torch.float32)
     student_NV, teacher_NV = student_logits, teacher_logits.detach()
@@ -41,10 +68,43 @@ def softened_kl(
     teacher_log_NV = log_softmax(teacher_NV.to(precision) / temperature_N1, -1)
     terms_NV = teacher_log_NV.exp() * (teacher_log_NV - student_log_NV)
     terms_NV = torch.where(teacher_log_NV == -float("inf"), 0, terms_NV)
-    loss_N = temperature_N1[:, 0] ** 2 * terms_NV.sum(-1)
+    kl_N = terms_NV.sum(-1)
     if mask is None:
-        return loss_N.sum() / max(loss_N.shape[0], 1)
-    return torch.where(mask, loss_N, 0).sum() / mask.sum().clamp(min=1)
+        chosen: torch.Tensor | int = max(kl_N.shape[0], 1)
+    else:
+        kl_N, chosen = torch.where(mask, kl_N, 0), mask.sum().clamp(min=1)
+    loss = (temperature_N1[:, 0] ** 2 * kl_N).sum() / chosen
+    return (loss, kl_N.detach()) if return_kl else loss
+
+
+@overload
+def linear_softened_kl(
+    student_hidden: torch.Tensor,
+    student_weight: torch.Tensor,
+    student_bias: torch.Tensor | None,
+    teacher_hidden: torch.Tensor,
+    teacher_weight: torch.Tensor,
+    teacher_bias: torch.Tensor | None,
+    temperature: float | torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    return_kl: Literal[False] = False,
+) -> torch.Tensor: ...
+
+
+@overload
+def linear_softened_kl(
+    student_hidden: torch.Tensor,
+    student_weight: torch.Tensor,
+    student_bias: torch.Tensor | None,
+    teacher_hidden: torch.Tensor,
+    teacher_weight: torch.Tensor,
+    teacher_bias: torch.Tensor | None,
+    temperature: float | torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    return_kl: Literal[True],
+) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 def linear_softened_kl(
@@ -56,7 +116,9 @@ def linear_softened_kl(
     teacher_bias: torch.Tensor | None,
     temperature: float | torch.Tensor,
     mask: torch.Tensor | None = None,
-) -> torch.Tensor:
+    *,
+    return_kl: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """`softened_kl` of the logits `hidden @ weight.T + bias` of both sides, which are held whole.
 
     Args:
@@ -68,9 +130,10 @@ def linear_softened_kl(
         teacher_bias: [V] or None.
         temperature: a number, or [N].
         mask: [N] bool, true on chosen rows. None: all rows.
+        return_kl: also return every row's KL, as `softened_kl` does.
 
     Returns:
-        A scalar in float32, in float64 for float64 inputs; 0 where no row is chosen.
+        A scalar in float32, in float64 for float64 inputs; 0 where no row is chosen. With `return_kl` a pair.
     """
     if mask is not None:
         # 0 · NaN would be NaN in the weight's gradient.
@@ -78,4 +141,6 @@ def linear_softened_kl(
     with torch.no_grad():
         teacher_logits = linear(teacher_hidden, teacher_weight, teacher_bias)
     student_logits = linear(student_hidden, student_weight, student_bias)
+    if return_kl:
+        return softened_kl(student_logits, teacher_logits, temperature, mask, return_kl=True)
     return softened_kl(student_logits, teacher_logits, temperature, mask)
