@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import comet_kernels
-from bench.cases import Case, Implementation, Measure, Op, Tensors, random
+from bench.cases import Case, Implementation, Measure, Op, Tensors, Work, random
 from comet_kernels import reference
 
 
@@ -26,6 +26,13 @@ def set_up(case: Case) -> Tensors:
         "left": left.requires_grad_(),
         "right": right.requires_grad_(),
     }
+
+
+def work(case: Case) -> Work:
+    """Two products a term give the map, four more the gradients of the map and of both factors."""
+    batch, size, terms = (case.sizes[letter] for letter in "BSK")
+    numbers = 5 * batch * size**2 + 6 * terms * size**2
+    return Work(numbers * case.dtype.itemsize, 12 * batch * terms * size**3)
 
 
 def as_one_matrix(tensors: Tensors) -> Tensors:
@@ -62,6 +69,7 @@ def _dense(size: int) -> nn.Module:
 OP = Op(
     "projected_mse",
     set_up,
+    work,
     {
         "comet": Implementation(comet_kernels.projected_mse),
         "torch": Implementation(reference.projected_mse),

@@ -1,15 +1,22 @@
-"""linear_softened_kl: hidden states and heads of the paper's sizes, against logits held whole in plain torch."""
+"""linear_softened_kl: hidden states and heads of the paper's sizes, against logits held whole in plain torch.
+
+Of other libraries only one takes the biases of heads; all are compared in the case without them.
+"""
+
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 import comet_kernels
-from bench.cases import Case, Implementation, Measure, Op, Tensors, random
+from bench import peers
+from bench.cases import TEMPERATURE, Case, Implementation, Measure, Op, Tensors, Work, random
 from comet_kernels import reference
 
-TEMPERATURE = 2.0
 LOGIT_DEVIATION = 2.0
+NO_BIAS: dict[str, Any] = {"student_bias": None, "teacher_bias": None}  # unless the case has them
 
 
 def set_up(case: Case) -> Tensors:
@@ -21,17 +28,27 @@ def set_up(case: Case) -> Tensors:
         scale = LOGIT_DEVIATION / width**0.5
         tensors[f"{side}_hidden"] = random(case, n, width, grad=trained)
         tensors[f"{side}_weight"] = random(case, v, width, scale=scale, grad=trained)
-        tensors[f"{side}_bias"] = random(case, v, grad=trained)
+        if case.without != "bias":
+            tensors[f"{side}_bias"] = random(case, v, grad=trained)
     return tensors
+
+
+def work(case: Case) -> Work:
+    """Two products give the logits, two of the student's size its gradients, which a forward pass can yield at once."""
+    n, v, student, teacher = (case.sizes[letter] for letter in ("N", "V", "Hs", "Ht"))
+    numbers = (n + v) * (student + teacher) + (n + v) * student
+    return Work(
+        numbers * case.dtype.itemsize, 2 * n * v * (student + teacher) + 4 * n * v * student
+    )
 
 
 def products_alone(
     student_hidden: Tensor,
     student_weight: Tensor,
-    student_bias: Tensor,
+    student_bias: Tensor | None,
     teacher_hidden: Tensor,
     teacher_weight: Tensor,
-    teacher_bias: Tensor,
+    teacher_bias: Tensor | None,
     temperature: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The four matrix products without any loss: the teacher's logits pass for the gradient of the student's."""
@@ -43,16 +60,23 @@ def products_alone(
 OP = Op(
     "linear_softened_kl",
     set_up,
+    work,
     {
-        "comet": Implementation(comet_kernels.linear_softened_kl),
-        "torch": Implementation(reference.linear_softened_kl),
-        "products": Implementation(products_alone, same_result=False),
+        "comet": Implementation(partial(comet_kernels.linear_softened_kl, **NO_BIAS)),
+        "torch": Implementation(partial(reference.linear_softened_kl, **NO_BIAS)),
+        "torch.compile": peers.compiled(reference.linear_softened_kl, **NO_BIAS),
+        "products": Implementation(partial(products_alone, **NO_BIAS), same_result=False),
+        "liger-chunked-jsd": peers.liger(peers.liger_chunked_jsd),
+        "liger-fused-jsd": peers.liger(peers.liger_fused_jsd, with_bias=False),
+        "liger-fused-kl-div": peers.liger(peers.liger_fused_kl_div, with_bias=False),
+        "fla-fused-kl-div": peers.flash_linear_attention(peers.fla_fused_kl_div, with_bias=False),
     },
 )
 QUICK = Case({"N": 32, "Hs": 32, "Ht": 64, "V": 20_011})
 CASES = [
     Case({"N": 512, "Hs": 256, "Ht": 1024, "V": 250_002}),
     Case({"N": 4096, "Hs": 256, "Ht": 1024, "V": 250_002}, torch.bfloat16, "cuda"),
+    Case({"N": 4096, "Hs": 256, "Ht": 1024, "V": 250_002}, torch.bfloat16, "cuda", without="bias"),
 ]
 
 

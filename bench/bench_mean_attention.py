@@ -1,4 +1,7 @@
-"""mean_attention: query and key as an attention layer holds them, against every head's map in plain torch."""
+"""mean_attention: query and key as an attention layer holds them, against every head's map in plain torch.
+
+The maps of a teacher need no backward.
+"""
 
 from collections.abc import Callable
 
@@ -6,7 +9,8 @@ import torch
 from torch import Tensor
 
 import comet_kernels
-from bench.cases import Case, Implementation, Measure, Op, Tensors, random
+from bench import peers
+from bench.cases import Case, Implementation, Measure, Op, Tensors, Work, random
 from comet_kernels import reference
 
 
@@ -14,10 +18,20 @@ def set_up(case: Case) -> Tensors:
     torch.manual_seed(0)
     batch, heads, length, width = (case.sizes[letter] for letter in "BHSD")
     query, key = (
-        random(case, batch, length, heads, width).transpose(1, 2).requires_grad_() for _ in "qk"
+        random(case, batch, length, heads, width).transpose(1, 2).requires_grad_(case.backward)
+        for _ in "qk"
     )
     gradient = torch.randn(batch, length, length, device=case.device)
     return {"query": query, "key": key, "gradient": gradient}
+
+
+def work(case: Case) -> Work:
+    """Query times key; of the backward, the map's gradient times either."""
+    batch, heads, length, width = (case.sizes[letter] for letter in "BHSD")
+    inputs, maps = 2 * batch * heads * length * width, batch * length**2
+    numbers_of_inputs, products = (3 * inputs, 3) if case.backward else (inputs, 1)
+    read_or_written = numbers_of_inputs * case.dtype.itemsize + 4 * maps * (1 + case.backward)
+    return Work(read_or_written, products * inputs * length)
 
 
 def _with_gradient(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -30,9 +44,11 @@ def _with_gradient(function: Callable[..., Tensor]) -> Callable[..., tuple[Tenso
 OP = Op(
     "mean_attention",
     set_up,
+    work,
     {
         "comet": Implementation(_with_gradient(comet_kernels.mean_attention)),
         "torch": Implementation(_with_gradient(reference.mean_attention)),
+        "torch.compile": peers.compiled(_with_gradient(reference.mean_attention)),
     },
 )
 QUICK = Case({"B": 2, "H": 4, "S": 128, "D": 64})
@@ -40,6 +56,10 @@ CASES = [
     Case({"B": 8, "H": 16, "S": 512, "D": 64}),
     *(
         Case({"B": 32, "H": 16, "S": length, "D": 64}, torch.bfloat16, "cuda")
+        for length in (128, 512, 2048)
+    ),
+    *(
+        Case({"B": 32, "H": 16, "S": length, "D": 64}, torch.bfloat16, "cuda", without="backward")
         for length in (128, 512, 2048)
     ),
 ]

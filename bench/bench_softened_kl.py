@@ -1,12 +1,11 @@
-"""softened_kl: logits of the paper's vocabulary, against `log_softmax` twice and their divergence in plain torch."""
+"""softened_kl: logits of the paper's vocabulary, against `log_softmax` twice and their divergence."""
 
 import torch
 
 import comet_kernels
-from bench.cases import Case, Implementation, Measure, Op, Tensors, random
+from bench import peers
+from bench.cases import TEMPERATURE, Case, Implementation, Measure, Op, Tensors, Work, random
 from comet_kernels import reference
-
-TEMPERATURE = 2.0
 
 
 def set_up(case: Case) -> Tensors:
@@ -19,18 +18,28 @@ def set_up(case: Case) -> Tensors:
     }
 
 
+def work(case: Case) -> Work:
+    """Logits of both sides are read for the loss, and again for the gradient, which is written."""
+    passes = 5 if case.backward else 2
+    return Work(passes * case.sizes["N"] * case.sizes["V"] * case.dtype.itemsize, 0)
+
+
 OP = Op(
     "softened_kl",
     set_up,
+    work,
     {
         "comet": Implementation(comet_kernels.softened_kl),
         "torch": Implementation(reference.softened_kl),
+        "torch.compile": peers.compiled(reference.softened_kl),
+        "liger-kl-div": peers.liger(peers.liger_kl_div),
     },
 )
 QUICK = Case({"N": 32, "V": 20_011})
 CASES = [
     Case({"N": 512, "V": 250_002}),
     Case({"N": 4096, "V": 250_002}, torch.bfloat16, "cuda"),
+    Case({"N": 4096, "V": 250_002}, torch.bfloat16, "cuda", without="backward"),
 ]
 
 

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench import memory, results
+from bench import results
 from bench.cases import synchronize
 from bench.steps import TINY, VARIANTS, Shapes, make_step
+from comet.environment import peak_resident_bytes
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
@@ -52,7 +53,7 @@ def run(variant: str, shapes: Shapes, steps: int) -> results.Record:
         "median_seconds": median,
         "seconds": seconds,
         "tokens_per_second": shapes.batch * shapes.length / median,
-        "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else memory.peak_resident_bytes(),
+        "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes(),
         "losses": losses,
     }
 

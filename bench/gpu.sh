@@ -7,15 +7,18 @@
 # stop the others: the summary at the end names it, and the exit code is 1. No step takes longer than STEP_SECONDS.
 #
 # Needed: Python, torch, nvcc, and modules named below; wheels of missing ones are installed from .wheels/ (or
-# COMET_WHEELS). Without git's history COMET_COMMIT names the commit. Logs lie in build/gpu/COMMIT, results in
-# bench/results; where OUT is set both are copied there after every step.
+# COMET_WHEELS). Without those of other kernel libraries the benchmarks leave the libraries out and say so. Without git's
+# history COMET_COMMIT names the commit. Logs lie in build/gpu/COMMIT, results in bench/results; where OUT is set they are
+# copied there after every step, the logs as one file.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 STEP_SECONDS=${STEP_SECONDS:-470}
-PYTHON=${PYTHON:-python}
-MODULES=(torch triton transformers yaml safetensors pytest pytest_benchmark cpuinfo setuptools)
-ALL_STEPS=(build tests memcheck racecheck ops step-32 step-128)
+PYTHON=${PYTHON:-python3}
+MODULES=(torch triton transformers yaml safetensors pytest pytest_benchmark pytest_timeout cpuinfo hypothesis setuptools)
+PEERS=(liger_kernel fla einops)
+OPS=(softened_kl linear_softened_kl mean_attention factorized_projection)
+ALL_STEPS=(build tests memcheck racecheck "${OPS[@]/#/ops-}" step-32 step-128)
 
 again=false
 dry_run=false
@@ -58,7 +61,7 @@ command_of() {
     # without torch's pool every tensor is an allocation of its own, and running over its end is seen
     memcheck) command=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck "${sanitized[@]}") ;;
     racecheck) command=(compute-sanitizer --tool racecheck "${sanitized[@]}") ;;
-    ops) command=("$PYTHON" -m pytest bench/ -m gpu --save) ;;
+    ops-*) command=("$PYTHON" -m pytest "bench/bench_${1#ops-}.py" -m gpu --save) ;;
     step-*) command=("$PYTHON" -m bench.bench_step --device cuda --dtype bfloat16 --batch "${1#step-}" --steps 10 --save) ;;
   esac
 }
@@ -72,8 +75,9 @@ missing_for() {
   esac
 }
 
+# Prints which of the modules named are not there.
 missing_modules() {
-  "$PYTHON" - "${MODULES[@]}" <<'PYTHON'
+  "$PYTHON" - "$@" <<'PYTHON'
 import importlib.util
 import sys
 
@@ -83,23 +87,22 @@ PYTHON
 
 require_modules() {
   local wheels=${COMET_WHEELS:-.wheels} missing
-  missing=$(missing_modules)
-  if [ -n "$missing" ] && [ -d "$wheels" ]; then
+  if [ -n "$(missing_modules "${MODULES[@]}" "${PEERS[@]}")" ] && [ -d "$wheels" ]; then
     "$PYTHON" -m pip install --no-index --no-deps "$wheels"/*.whl || true
-    missing=$(missing_modules)
   fi
+  missing=$(missing_modules "${MODULES[@]}")
   [ -z "$missing" ] && return
   missing=${missing//yaml/pyyaml}
   missing=${missing//cpuinfo/py-cpuinfo}
-  missing=${missing//pytest_benchmark/pytest-benchmark}
+  missing=${missing//pytest_/pytest-}
   echo "bench/gpu.sh: this Python has no $missing; elsewhere: pip download --no-deps -d $wheels $missing" >&2
   exit 1
 }
 
 keep() {
   [ -n "${OUT:-}" ] || return 0
-  mkdir -p "$OUT/logs" "$OUT/results"
-  cp "$logs"/*.log "$OUT/logs/" 2>/dev/null || true
+  mkdir -p "$OUT/results"
+  tail -v -n +1 "$logs"/*.log >"$OUT/gpu.log" 2>/dev/null || true
   cp bench/results/*.json "$OUT/results/" 2>/dev/null || true
 }
 

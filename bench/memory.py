@@ -3,9 +3,6 @@
 import importlib
 import multiprocessing
 import os
-import re
-import resource
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing.context import BaseContext
@@ -14,19 +11,9 @@ from pathlib import Path
 import torch
 
 from bench.cases import Case, Implementation, Op, Tensors, differentiate
+from comet.environment import resident_bytes
 
-STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def peak_resident_bytes() -> int:
-    """The most this process ever had resident.
-
-    Linux's own figure, where it is: `ru_maxrss` also counts what the parent had before it started this program.
-    """
-    if STATUS.exists():
-        return _resident("VmHWM")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def extra_bytes_on_gpu(implementation: Implementation, tensors: Tensors) -> int:
@@ -71,14 +58,8 @@ def _in_child(module: str, smallest: Case, case: Case, name: str, threads: int) 
     differentiate(implementation.function, implementation.prepare(op.set_up(smallest)))
     tensors = implementation.prepare(op.set_up(case))
     CLEAR_REFS.write_text("5", encoding="ascii")
-    before = _resident("VmRSS")
+    before = resident_bytes("VmRSS")
     found = differentiate(implementation.function, tensors)
-    extra = _resident("VmHWM") - before
+    extra = resident_bytes("VmHWM") - before
     del found
     return max(extra, 0)
-
-
-def _resident(field: str) -> int:
-    found = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(encoding="ascii"), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024

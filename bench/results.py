@@ -1,4 +1,4 @@
-"""Results as files, `bench/results/<machine>-<commit>.json`, and as a table for people.
+"""Results as files, `bench/results/<machine>-<commit>.json`, and what is measured of the machine itself.
 
 A file holds `ops`, one record per case and implementation, and `steps`, one per kind of step. Running part of the
 benchmarks again replaces only the records it makes anew.
@@ -10,11 +10,9 @@ import os
 import platform
 import re
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,22 @@ import torch
 from torch import Tensor
 
 from bench.cases import synchronize
+from comet import environment
 
 RESULTS = Path(__file__).parent / "results"
 Record = dict[str, Any]
 
-_PACKAGES = ("torch", "triton", "transformers", "numpy", "pytest-benchmark")
+_PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "numpy",
+    "pytest-benchmark",
+    "liger-kernel",
+    "fla-core",
+)
 _IDENTITY = {
-    "ops": ("op", "sizes", "dtype", "device", "implementation"),
+    "ops": ("op", "sizes", "without", "dtype", "device", "implementation"),
     "steps": ("variant", "sizes", "dtype", "device"),
 }
 
@@ -46,13 +53,13 @@ def save(section: str, records: Sequence[Record], **facts: Any) -> Path:
     """
     hardware = describe_hardware()
     name = hardware.get("gpu") or hardware["cpu"]
-    path = RESULTS / f"{slug(name)}-{commit()}.json"
+    path = RESULTS / f"{slug(name)}-{_commit()}.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     fresh = {_identity(section, record) for record in records}
     kept = [old for old in stored.get(section, []) if _identity(section, old) not in fresh]
     stored |= {
         "machine": name,
-        "commit": commit(),
+        "commit": _commit(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": describe_versions(),
         "hardware": hardware,
@@ -65,20 +72,8 @@ def save(section: str, records: Sequence[Record], **facts: Any) -> Path:
     return path
 
 
-def commit() -> str:
-    """The measured commit: COMET_COMMIT where the source came without its history, else git's, else "unknown"."""
-    given = os.environ.get("COMET_COMMIT")
-    if given:
-        return slug(given)
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    return "unknown"
+def _commit() -> str:
+    return slug(environment.commit() or "unknown")
 
 
 def slug(name: str) -> str:
@@ -88,17 +83,12 @@ def slug(name: str) -> str:
 
 def describe_versions() -> dict[str, str | None]:
     """Python, CUDA or HIP, and the packages that the figures depend on."""
-    versions: dict[str, str | None] = {
+    return {
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
+        **environment.versions(_PACKAGES),
     }
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return versions
 
 
 def describe_hardware() -> Record:
@@ -133,38 +123,6 @@ def measure_ceilings(device: str) -> dict[str, float]:
     return {"copy_gigabytes_per_second": copied / 1e9, **products}
 
 
-def table(records: Iterable[Record]) -> list[str]:
-    """One line per case and implementation that `comet` is compared with."""
-    cases: dict[tuple[str, ...], dict[str, Record]] = {}
-    for record in records:
-        key: tuple[str, ...] = (
-            record["op"],
-            " ".join(f"{letter}={size}" for letter, size in record["sizes"].items()),
-            record["dtype"],
-            record["device"],
-        )
-        cases.setdefault(key, {})[record["implementation"]] = record
-    head = ("op", "shape", "dtype", "device", "comet", "against", "takes", "ratio")
-    rows: list[tuple[str, ...]] = [(*head, "extra memory", "its extra memory")]
-    for key, found in cases.items():
-        comet = found.pop("comet", None)
-        for name, other in found.items() or {"-": None}.items():
-            ratio = other["median_seconds"] / comet["median_seconds"] if comet and other else None
-            rows.append(
-                (
-                    *key,
-                    _time(comet),
-                    name,
-                    _time(other),
-                    "-" if ratio is None else f"{ratio:.2f}x",
-                    _memory(comet),
-                    _memory(other),
-                )
-            )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
 def _identity(section: str, record: Record) -> str:
     return json.dumps([record[field] for field in _IDENTITY[section]])
 
@@ -196,16 +154,3 @@ def _median_seconds(call: Callable[[], Tensor], device: str) -> float:
         synchronize(device)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[2:])
-
-
-def _time(record: Record | None) -> str:
-    if record is None:
-        return "-"
-    seconds = record["median_seconds"]
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
-
-
-def _memory(record: Record | None) -> str:
-    if record is None or record["extra_bytes"] is None:
-        return "-"
-    return f"{record['extra_bytes'] / 2**20:,.1f} MiB"

@@ -12,12 +12,9 @@ import itertools
 import json
 import os
 import platform
-import resource
-import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ import torch
 import comet
 from comet.checkpoints import checkpoints
 from comet.configuration import Given, build, contradiction, read_recipe, to_yaml
+from comet.environment import commit, peak_resident_bytes, versions
 
 RECIPE, RECORD, METRICS = "recipe.yaml", "run.json", "metrics.jsonl"
 _PACKAGES = ("torch", "triton", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
@@ -160,14 +158,7 @@ def peak_memory() -> int:
     """Bytes at most so far: allocated on the GPU where there is one, resident in this process otherwise."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if (
-        status.is_file()
-    ):  # getrusage would count what a parent process held before it started this one
-        lines = status.read_text(encoding="ascii").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return resident if sys.platform == "darwin" else resident * 1024
+    return peak_resident_bytes()
 
 
 def _environment() -> dict[str, Any]:
@@ -180,32 +171,11 @@ def _environment() -> dict[str, Any]:
         hardware["gpu"] = torch.cuda.get_device_name()
     return {
         "versions": {"python": platform.python_version(), "comet": comet.__version__}
-        | {name: _version(name) for name in _PACKAGES},
-        "commit": _commit(),
+        | versions(_PACKAGES),
+        "commit": commit(),
         "hardware": hardware,
         "command": sys.argv,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of the source tree that runs, or None outside of one."""
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return answer.stdout.strip() or None
-    return None
 
 
 def _now() -> str:

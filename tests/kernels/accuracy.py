@@ -10,7 +10,7 @@ RELATIVE_RMS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 def relative_rms(actual: torch.Tensor, oracle: torch.Tensor) -> float:
     """‖actual − oracle‖ / ‖oracle‖ in float64; infinite where anything is NaN or a zero oracle is missed."""
-    actual, oracle = actual.detach().cpu().double(), oracle.detach().cpu().double()
+    actual, oracle = actual.detach().to(oracle.device).double(), oracle.detach().double()
     assert actual.shape == oracle.shape, f"{tuple(actual.shape)} against {tuple(oracle.shape)}"
     if actual.isnan().any() or oracle.isnan().any():
         return float("inf")

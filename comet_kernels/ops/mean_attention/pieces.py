@@ -1,8 +1,9 @@
 """Head-averaged attention probabilities and their gradient in plain torch, in pieces: for devices without kernels.
 
-A piece is some query rows of one sample with all heads, so that every row of the map has one piece that writes it, and
-beyond the output only two buffers of one piece exist, small enough for a cache. The formulas are those of `kernels.py`;
-no statistics are kept, since a softmax of torch's is as fast as one from a known log-sum-exp.
+A piece is some samples with all heads or, where one sample is too much, some query rows of it, so that every row of the
+map has one piece that writes it. Beyond the output only two buffers of one piece and float32 copies of its samples
+exist, small enough for a cache. The formulas are those of `kernels.py`; no statistics are kept, since a softmax of
+torch's is as fast as one from a known log-sum-exp.
 """
 
 from collections.abc import Iterator
@@ -12,45 +13,65 @@ import torch
 from comet_kernels.ops import launch
 
 # Float32 numbers of one piece, all heads and both buffers together.
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 4 << 20
 
 
-def _pieces(query: torch.Tensor) -> tuple[list[slice], torch.Tensor]:
-    """Query rows by piece, and room [2, largest piece] for two numbers per head, row and key."""
-    _, heads, sequence, _ = query.shape
-    step = max(1, min(sequence, PIECE_BYTES // (2 * 4 * heads * sequence)))
-    rows = [slice(i, min(i + step, sequence)) for i in range(0, sequence, step)]
-    return rows, query.new_empty(2, heads * step * sequence, dtype=torch.float32)
+def _pieces(query: torch.Tensor) -> tuple[list[slice], list[slice], torch.Tensor]:
+    """Samples by group, query rows by piece, and room [2, largest piece] for two numbers per head, row and key."""
+    batch, heads, sequence, _ = query.shape
+    row_bytes = 2 * 4 * heads * sequence
+    rows = max(1, min(sequence, PIECE_BYTES // row_bytes))
+    samples = max(1, min(batch, PIECE_BYTES // (row_bytes * sequence)))
+    room = query.new_empty(2, samples * heads * rows * sequence, dtype=torch.float32)
+    return _slices(batch, samples), _slices(sequence, rows), room
 
 
-def _samples(
-    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scale: float
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-    """scale · Q and K [H, S, D] of each sample in float32 with 0 in place of padding, and where that is [S]."""
-    for b in range(query.shape[0]):
-        query_HSD, key_HSD = query[b].float() * scale, key[b].float()
-        if mask is None:
-            yield query_HSD, key_HSD, None
-        else:
-            padding_S = ~mask[b]
-            query_HSD.masked_fill_(padding_S[:, None], 0)
-            yield query_HSD, key_HSD.masked_fill(padding_S[:, None], 0), padding_S
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _groups(
+    groups: list[slice],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    """scale · Q and K [G, H, S, D] of some samples in float32 with 0 in place of padding, and where that is [G, S]."""
+    room = query.new_empty(2, *query[groups[0]].shape, dtype=torch.float32)
+    for samples in groups:
+        query_GHSD, key_GHSD = room[:, : len(query[samples])]
+        torch.mul(query[samples], scale, out=query_GHSD)
+        key_GHSD.copy_(key[samples])
+        padding_GS = None if mask is None else ~mask[samples]
+        if padding_GS is not None:
+            query_GHSD.masked_fill_(padding_GS[:, None, :, None], 0)
+            key_GHSD.masked_fill_(padding_GS[:, None, :, None], 0)
+        yield samples, query_GHSD, key_GHSD, padding_GS
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """The products of every sample and head; all are contiguous but for rows left out and a transposition."""
+    torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out=out.flatten(0, 1))
+    return out
 
 
 def _probabilities(
-    query_HRD: torch.Tensor,
-    key_HSD: torch.Tensor,
-    padding_S: torch.Tensor | None,
+    query_GHRD: torch.Tensor,
+    key_GHSD: torch.Tensor,
+    padding_GS: torch.Tensor | None,
     room: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """P [H, rows, S] of a piece, NaN where all keys are padding, and the other buffer in that shape."""
-    shape = (*query_HRD.shape[:2], key_HSD.shape[1])
-    scores_HRS, probabilities_HRS = room[:, : shape[0] * shape[1] * shape[2]].view(2, *shape)
-    torch.bmm(query_HRD, key_HSD.transpose(1, 2), out=scores_HRS)
-    if padding_S is not None:
-        scores_HRS.masked_fill_(padding_S, -float("inf"))
-    torch.softmax(scores_HRS, -1, out=probabilities_HRS)
-    return probabilities_HRS, scores_HRS
+    """P [G, H, rows, S] of a piece, NaN where all keys are padding, and the other buffer in that shape."""
+    shape = (*query_GHRD.shape[:3], key_GHSD.shape[2])
+    scores_GHRS, probabilities_GHRS = (
+        buffer[: shape[0] * shape[1] * shape[2] * shape[3]].view(shape) for buffer in room
+    )
+    _product(query_GHRD, key_GHSD.transpose(2, 3), out=scores_GHRS)
+    if padding_GS is not None:
+        scores_GHRS.masked_fill_(padding_GS[:, None, None], -float("inf"))
+    torch.softmax(scores_GHRS, -1, out=probabilities_GHRS)
+    return probabilities_GHRS, scores_GHRS
 
 
 def forward(
@@ -59,17 +80,17 @@ def forward(
     """The map [B, S, S] in float32."""
     batch, heads, sequence, _ = query.shape
     attention = query.new_empty(batch, sequence, sequence, dtype=torch.float32)
-    if heads == 0:
+    if batch * heads == 0:
         return attention.zero_()
-    pieces, room = _pieces(query)
+    groups, pieces, room = _pieces(query)
     with launch.without_autocast(query.device):
-        for out_SS, sample in zip(attention, _samples(query, key, mask, scale), strict=True):
-            query_HSD, key_HSD, padding_S = sample
+        for samples, query_GHSD, key_GHSD, padding_GS in _groups(groups, query, key, mask, scale):
+            out_GSS = attention[samples]
             for rows in pieces:
-                found_HRS, _ = _probabilities(query_HSD[:, rows], key_HSD, padding_S, room)
-                torch.mean(found_HRS, 0, out=out_SS[rows])
-            if padding_S is not None:
-                out_SS.masked_fill_(padding_S[:, None] | padding_S, 0)
+                found_GHRS, _ = _probabilities(query_GHSD[:, :, rows], key_GHSD, padding_GS, room)
+                torch.mean(found_GHRS, 1, out=out_GSS[:, rows])
+            if padding_GS is not None:
+                out_GSS.masked_fill_(padding_GS[:, :, None] | padding_GS[:, None], 0)
     return attention
 
 
@@ -82,29 +103,35 @@ def backward(
     needs: tuple[bool, bool],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """dQ and dK in the inputs' dtype and layout, each only if needed. gradient: [B, S, S], any strides."""
-    heads = query.shape[1]
+    batch, heads = query.shape[:2]
     query_gradient = torch.empty_like(query) if needs[0] else None
     key_gradient = torch.empty_like(key) if needs[1] else None
-    if heads == 0:
+    if batch * heads == 0:
         return query_gradient, key_gradient
-    pieces, room = _pieces(query)
+    groups, pieces, room = _pieces(query)
     with launch.without_autocast(query.device):
-        for b, (query_HSD, key_HSD, padding_S) in enumerate(_samples(query, key, mask, scale)):
-            key_sum_HSD = torch.zeros_like(key_HSD)
+        for samples, query_GHSD, key_GHSD, padding_GS in _groups(groups, query, key, mask, scale):
+            key_sum = torch.zeros_like(key_GHSD).flatten(0, 1)
             for rows in pieces:
-                found_HRS, other_HRS = _probabilities(query_HSD[:, rows], key_HSD, padding_S, room)
-                gradient_RS = gradient[b, rows].float() / heads
-                if padding_S is not None:
-                    padding_RS = padding_S[rows, None] | padding_S
-                    found_HRS.masked_fill_(padding_RS, 0)
-                    gradient_RS.masked_fill_(padding_RS, 0)
-                # Δ: each row's product of all heads' probabilities with its gradient.
-                delta_RH1 = torch.bmm(found_HRS.transpose(0, 1), gradient_RS[:, :, None])
-                torch.sub(gradient_RS, delta_RH1.transpose(0, 1), out=other_HRS).mul_(found_HRS)
+                query_GHRD = query_GHSD[:, :, rows]
+                found_GHRS, other_GHRS = _probabilities(query_GHRD, key_GHSD, padding_GS, room)
+                gradient_GRS = gradient[samples, rows].float() / heads
+                if padding_GS is not None:
+                    padding_GRS = padding_GS[:, rows, None] | padding_GS[:, None]
+                    found_GHRS.masked_fill_(padding_GRS[:, None], 0)
+                    gradient_GRS.masked_fill_(padding_GRS, 0)
+                # dS = P dA/H − P Δ, where Δ is the sum of a row of the first term.
+                torch.mul(found_GHRS, gradient_GRS[:, None], out=other_GHRS)
+                other_GHRS.addcmul_(found_GHRS, other_GHRS.sum(-1, keepdim=True), value=-1)
                 if query_gradient is not None:
-                    query_gradient[b, :, rows] = torch.bmm(other_HRS, key_HSD).mul_(scale)
+                    found_GHRD = torch.empty_like(query_GHRD)
+                    _product(other_GHRS, key_GHSD, out=found_GHRD)
+                    torch.mul(found_GHRD, scale, out=found_GHRD)
+                    query_gradient[samples, :, rows] = found_GHRD
                 if key_gradient is not None:
-                    key_sum_HSD.baddbmm_(other_HRS.transpose(1, 2), query_HSD[:, rows])
+                    key_sum.baddbmm_(
+                        other_GHRS.transpose(2, 3).flatten(0, 1), query_GHRD.flatten(0, 1)
+                    )
             if key_gradient is not None:
-                key_gradient[b] = key_sum_HSD  # the scale came with the query
+                key_gradient[samples] = key_sum.view_as(key_GHSD)  # the scale came with the query
     return query_gradient, key_gradient

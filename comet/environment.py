@@ -1,0 +1,59 @@
+"""What a figure depends on beside the recipe: versions of packages, the commit of the source, memory at its peak."""
+
+import contextlib
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+STATUS = Path("/proc/self/status")
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """The installed version of each package, None where it is not there."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def commit() -> str | None:
+    """The commit that runs: COMET_COMMIT where the source came without its history, else git's, None outside of git."""
+    given = os.environ.get("COMET_COMMIT")
+    if given:
+        return given
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return answer.stdout.strip() or None
+    return None
+
+
+def resident_bytes(field: str) -> int:
+    """VmRSS, what this process holds, or VmHWM, the most it ever held, of Linux's status file."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(encoding="ascii"), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def peak_resident_bytes() -> int:
+    """The most this process ever had resident.
+
+    Linux's own figure, where it is: `ru_maxrss` also counts what the parent had before it started this program.
+    """
+    if STATUS.exists():
+        return resident_bytes("VmHWM")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
