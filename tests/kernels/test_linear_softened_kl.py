@@ -266,8 +266,9 @@ def test_compiled_equals_eager(device, dynamic, fresh_compiler):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_autocast(device, small_pieces):
+def test_autocast(device, small_pieces, monkeypatch):
     """Products in autocast's dtype; weights stay float32 and so does their gradient."""
+    monkeypatch.setattr(linear_pieces, "_cpu_multiplies_bfloat16", lambda: True)
     student, teacher = make(9, 1009, 24, 40, device=device)
     teacher = [teacher[0].bfloat16(), *teacher[1:]]
     with torch.autocast(device, torch.bfloat16):
@@ -281,6 +282,16 @@ def test_autocast(device, small_pieces):
     assert relative_rms(found[2], expected[2].double()) > 1e-4  # float32, not bfloat16 widened
     with pytest.raises(ValueError, match=r"teacher_weight: got torch.float32, expected"):
         linear_softened_kl(*student, *teacher, 2.0)
+
+
+def test_float32_heads_stay_on_a_cpu_that_cannot_multiply_bfloat16(monkeypatch):
+    student, teacher = make(9, 1009, 24, 40)
+    monkeypatch.setattr(linear_pieces, "_cpu_multiplies_bfloat16", lambda: False)
+    expected = run(linear_softened_kl, student, teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert equal(run(linear_softened_kl, student, teacher), expected)
+    low = [[t.bfloat16() for t in side] for side in (student, teacher)]
+    assert linear_pieces.dtype_of_products(*low[0][:2], None) == torch.bfloat16
 
 
 def test_weight_gradients_add_up_in_float32(monkeypatch):

@@ -89,7 +89,7 @@ def test_linear_softened_kl(device, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear_pieces, "rows_per_piece", lambda n, row_bytes: rows)
         found = linear_tests.run(linear_softened_kl, *arguments)
-    product_dtype = linear_pieces._dtype_of_products(student[0], None)
+    product_dtype = linear_pieces.dtype_of_products(*student[:2], None)
     oracle = linear_tests.of_rounded_logits(product_dtype, *arguments)
     plain = linear_tests.run(reference.linear_softened_kl, *arguments)
     judge(found, oracle, plain, hottest(temperature), dtype)

@@ -154,9 +154,9 @@ def linear_softened_kl(
     made more than 32 pieces (a warning says so). The gradients that are needed are computed along with the loss, so
     that no logits are computed twice; backward may run again, but they cannot be differentiated.
 
-    Inside autocast the products run in autocast's dtype, for which a head of another dtype is converted once per call.
-    float16 is multiplied as such on NVIDIA GPUs only, whose library sums its products in float32; elsewhere it is
-    converted to float32.
+    Inside autocast the products run in autocast's dtype, for which a head of another dtype is converted once per call;
+    a float32 head stays as it is on a CPU without instructions for bfloat16. float16 is multiplied as such on NVIDIA
+    GPUs only, whose library sums its products in float32; elsewhere it is converted to float32.
 
     Args:
         student_hidden: [N, Hs] float32, bfloat16 or float16.

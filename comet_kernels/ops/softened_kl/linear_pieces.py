@@ -13,6 +13,7 @@ divided by 2^k.
 
 import functools
 import os
+import platform
 import warnings
 
 import torch
@@ -66,10 +67,23 @@ def _products_in_float32(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None
 
 
-def _dtype_of_products(hidden: torch.Tensor, autocast: torch.dtype | None) -> torch.dtype:
-    """float16 without float32 sums would overflow: float32 takes its place there."""
+@functools.cache
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for it; emulated, products took three times as long as in float32."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def dtype_of_products(
+    hidden: torch.Tensor, weight: torch.Tensor, autocast: torch.dtype | None
+) -> torch.dtype:
+    """Autocast's dtype or that of the hidden states; float32 instead where 16 bits would overflow or be slower."""
     dtype = autocast or hidden.dtype
     if dtype == torch.float16 and not _products_in_float32(hidden.device):
+        return torch.float32
+    slow = hidden.device.type == "cpu" and not _cpu_multiplies_bfloat16()
+    if dtype == torch.bfloat16 and weight.dtype == torch.float32 and slow:
         return torch.float32
     return dtype
 
@@ -84,7 +98,7 @@ class _Side:
         bias: torch.Tensor | None,
         autocast: torch.dtype | None,
     ):
-        dtype = _dtype_of_products(hidden, autocast)
+        dtype = dtype_of_products(hidden, weight, autocast)
         self.hidden, self.weight = hidden.to(dtype), weight.to(dtype)
         self.bias = None if bias is None else bias.to(dtype)
         self.columns = weight.shape[0]
