@@ -7,13 +7,19 @@ sum of two-sided products, `P(A) = Σ_k L_k A R_kᵀ`: any matrix on vec(A) is s
 """
 
 import os
+import sys
+from pathlib import Path
 from types import ModuleType
 from typing import cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from comet.recipe import ObjectiveRecipe
+
+LARGE_BYTES = 1 << 30  # from here on a projection's size is worth a line
 
 
 def masked_mse(projected_map: Tensor, teacher_map: Tensor, mask: Tensor | None) -> Tensor:
@@ -61,13 +67,17 @@ class Dense(Identity):
     def __init__(self, max_length: int) -> None:
         super().__init__()
         self.max_length = max_length
-        needed, there = 4 * 4 * max_length**4, _memory_bytes()
+        needed, there = trained_bytes(max_length**4), memory_bytes()
+        size = (
+            f"objective.projection: dense at corpus.max_length {max_length} needs "
+            f"{needed / 2**30:.1f} GiB with gradient and optimizer state"
+        )
         if needed > there:
             raise ValueError(
-                f"objective.projection: dense at corpus.max_length {max_length} needs "
-                f"{needed / 2**30:.1f} GiB with gradient and optimizer state, this machine has "
-                f"{there / 2**30:.1f} GiB; use kronecker, or a shorter max_length"
+                f"{size}, this machine has {there / 2**30:.1f} GiB; use kronecker, or a shorter max_length"
             )
+        if needed > LARGE_BYTES:
+            print(f"{size}; kronecker needs a few MiB", file=sys.stderr, flush=True)
         self.weight = nn.Parameter(torch.eye(max_length**2))
 
     def forward(self, attention_map: Tensor) -> Tensor:
@@ -130,6 +140,28 @@ class Kronecker(nn.Module):
         loss = ops.projected_mse(student_map, teacher_map, self.left, self.right, mask)
         return cast(Tensor, loss)
 
+    def start_from(self, path: Path) -> None:
+        """Take `left` and `right` from a file of `python -m comet.factorize`.
+
+        Raises:
+            ValueError: no such file, or of other shapes.
+        """
+        try:
+            saved = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"objective.projection_start: {path} cannot be read ({error})"
+            ) from error
+        for name, ours in (("left", self.left), ("right", self.right)):
+            shape = list(saved[name].shape) if name in saved else None
+            if shape != list(ours.shape):
+                raise ValueError(
+                    f"objective.projection_start: {path} has {name} {shape or 'not'}, expected "
+                    f"{list(ours.shape)}: [projection_terms, corpus.max_length, corpus.max_length]"
+                )
+            with torch.no_grad():
+                ours.copy_(saved[name])
+
 
 Projection = Identity | Kronecker
 
@@ -144,7 +176,10 @@ def make_projection(recipe: ObjectiveRecipe, max_length: int) -> Projection:
         case "lowrank":
             return LowRank(max_length, recipe.projection_rank)
         case "kronecker":
-            return Kronecker(max_length, recipe.projection_terms)
+            kronecker = Kronecker(max_length, recipe.projection_terms)
+            if recipe.projection_start is not None:
+                kronecker.start_from(Path(recipe.projection_start))
+            return kronecker
 
 
 def _flatten(attention_map: Tensor, max_length: int) -> Tensor:
@@ -156,7 +191,13 @@ def _unflatten(flat: Tensor, length: int, max_length: int) -> Tensor:
     return flat.view(-1, max_length, max_length)[:, :length, :length]
 
 
-def _memory_bytes() -> int:
+def trained_bytes(parameters: int) -> int:
+    """Bytes of float32 parameters with their gradient and Adam's two moments."""
+    return 4 * 4 * parameters
+
+
+def memory_bytes() -> int:
+    """Of the GPU where there is one, else of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

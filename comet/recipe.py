@@ -124,6 +124,9 @@ class ObjectiveRecipe:
     )
     projection_terms: int = option(4, "terms of the kronecker projection")
     projection_rank: int = option(64, "rank of the lowrank projection")
+    projection_start: str | None = option(
+        None, "file of python -m comet.factorize that the kronecker projection starts from"
+    )
 
     def __post_init__(self) -> None:
         require(0 <= self.alpha <= 1, "objective.alpha", self.alpha, "a number from 0 to 1")
@@ -135,6 +138,12 @@ class ObjectiveRecipe:
             "1 to 32",
         )
         require_positive("objective", {"projection_rank": self.projection_rank})
+        require(
+            self.projection_start is None or self.projection == "kronecker",
+            "objective.projection_start",
+            self.projection_start,
+            "nothing, unless objective.projection is kronecker",
+        )
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def test_masked_mse_counts_real_pairs_only():
 
 
 def test_dense_that_does_not_fit_is_refused_before_it_is_made(monkeypatch):
-    monkeypatch.setattr(projections, "_memory_bytes", lambda: 2**30)
+    monkeypatch.setattr(projections, "memory_bytes", lambda: 2**30)
     with pytest.raises(ValueError, match=r"needs 4\.0 GiB .* has 1\.0 GiB; use kronecker"):
         make_projection(ObjectiveRecipe(projection="dense"), 128)
 
