@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import comet_kernels
+from bench import peers
 from bench.cases import Case, Implementation, Measure, Op, Tensors, Work, random
 from comet_kernels import reference
 
@@ -73,6 +74,7 @@ OP = Op(
     {
         "comet": Implementation(comet_kernels.projected_mse),
         "torch": Implementation(reference.projected_mse),
+        "torch.compile": peers.compiled(reference.projected_mse),
         "dense": Implementation(dense_mse, prepare=as_one_matrix),
     },
 )
@@ -80,6 +82,7 @@ QUICK = Case({"B": 4, "S": 32, "K": 2})
 CASES = [
     Case({"B": 32, "S": 128, "K": 4}),
     Case({"B": 8, "S": 512, "K": 4}),
+    Case({"B": 2, "S": 1024, "K": 4}),
     *(
         Case({"B": batch, "S": size, "K": 4}, device="cuda")
         for batch, size in ((64, 128), (16, 512), (8, 1024))
