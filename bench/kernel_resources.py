@@ -1,7 +1,7 @@
 """`python -m bench.kernel_resources`: what every shipped configuration of every Triton kernel takes of a GPU.
 
-Compiles for GPUs that need not be there and lists registers a thread, bytes of spills and shared memory. The
-environment must not set TRITON_INTERPRET.
+Compiles for GPUs that need not be there and lists registers a thread, bytes of spills, shared memory, and how many
+instructions load 16 bytes into registers. The environment must not set TRITON_INTERPRET.
 """
 
 import argparse
@@ -20,9 +20,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from comet_kernels.ops import launch
-from comet_kernels.ops.mean_attention import gradient_kernels
-from comet_kernels.ops.mean_attention import kernels as attention
+from comet_kernels.ops.mean_attention import gradient_kernels, kernels, short_kernels
+from comet_kernels.ops.mean_attention import options as attention
+from comet_kernels.ops.softened_kl import gradient_kernels as kl_gradient
 from comet_kernels.ops.softened_kl import kernels as kl
+from comet_kernels.ops.softened_kl import loads as kl_loads
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -37,57 +39,119 @@ FLOATS = {"scale", "gradient_scale"}
 Case = tuple[Any, dict[str, str], dict[str, Any], launch.Options, str]
 
 
+ATTENTION = (
+    (kernels.statistics_kernel, attention.FORWARD),
+    (kernels.map_kernel, attention.FORWARD),
+    (gradient_kernels.delta_kernel, attention.QUERY_GRADIENT),
+    (gradient_kernels.query_gradient_kernel, attention.QUERY_GRADIENT),
+    (gradient_kernels.key_gradient_kernel, attention.KEY_GRADIENT),
+    (short_kernels.row_map_kernel, attention.ROW_MAP),
+    (short_kernels.row_gradient_kernel, attention.ROW_GRADIENT),
+)
+
+
 def attention_cases(arch: str) -> Iterator[Case]:
-    """The largest head of each shape class; TF32 on NVIDIA only; float16 where it differs, in the backward."""
-    kinds = [("half", torch.bfloat16), ("half", torch.float16), ("ieee", torch.float32)]
-    if not arch.startswith("gfx"):
-        kinds.append(("tf32", torch.float32))
-    forward = (attention.statistics_kernel, attention.map_kernel, gradient_kernels.delta_kernel)
-    backward = (gradient_kernels.query_gradient_kernel, gradient_kernels.key_gradient_kernel)
-    for kind, dtype in kinds:
-        for head_size in (64, 256):
-            shape_class = attention.shape_class(head_size, kind)
-            for kernel in (*forward, *backward):
-                is_backward = kernel in backward
-                if dtype == torch.float16 and not (is_backward and arch in FLOAT16_TARGETS):
-                    continue
-                table = gradient_kernels.BACKWARD if is_backward else attention.FORWARD
-                constants = attention.constants(
-                    kind,
-                    dtype,
-                    head_size,
-                    masked=True,
-                    backward=is_backward,
-                    hip=arch.startswith("gfx"),
+    """Every row of the tables at its largest head; on sm_90 also variants of D = 64 in 16 bits."""
+    for kernel, table in ATTENTION:
+        differs = "GRADIENT_DTYPE" in kernel.arg_names  # between bfloat16 and float16
+        for name in dict.fromkeys(name for _, name in table):
+            if not attention.has_row(table, name, arch):
+                continue
+            kind, head_size = name.split("-")[:2]
+            dtype = torch.bfloat16 if kind == "half" else torch.float32
+            yield _attention_case(arch, kernel, table, name, dtype)
+            if arch not in FLOAT16_TARGETS or kind != "half":
+                continue
+            if differs or head_size == "64":
+                yield _attention_case(arch, kernel, table, name, torch.float16)
+            if head_size == "64":
+                yield _attention_case(arch, kernel, table, name, dtype, masked=False)
+                yield _attention_case(arch, kernel, table, name, dtype, wide=True)
+                yield _attention_case(arch, kernel, table, name, dtype, even=True)
+        if kernel is short_kernels.row_gradient_kernel:
+            for missing in ("query_gradient", "key_gradient"):
+                yield _attention_case(
+                    arch, kernel, table, "half-64-128", torch.bfloat16, missing=missing
                 )
-                for stride in ("stride_qd", "stride_kd", "stride_gk", "stride_od"):
-                    if stride in kernel.arg_names:
-                        constants[stride] = 1
-                pointers = {
-                    "query": POINTERS[dtype],
-                    "key": POINTERS[dtype],
-                    "query_gradient": POINTERS[dtype],
-                    "key_gradient": POINTERS[dtype],
-                    "mask": "*u8",
-                    **dict.fromkeys(("lse", "attention", "gradient", "delta"), "*fp32"),
-                }
-                options = launch.lookup(table, arch, shape_class)
-                yield kernel, pointers, constants, options, f"{shape_class} {dtype}"
+
+
+def _attention_case(
+    arch: str,
+    kernel: Any,
+    table: launch.Table,
+    name: str,
+    dtype: torch.dtype,
+    *,
+    masked: bool = True,
+    wide: bool = False,
+    even: bool = False,
+    missing: str = "",
+) -> Case:
+    """`even`: S is a multiple of 16, which Triton compiles apart; `missing`: the gradient that nobody asked for."""
+    kind, head_size, *keys = name.split("-")
+    options = launch.lookup(table, arch, name)
+    given = {
+        **attention.constants(kind, int(head_size), masked=masked, wide=wide),
+        **attention.gradient_constants(kind, dtype, hip=arch.startswith("gfx")),
+        "PAIR": attention.in_pairs(arch, name),
+        "KEYS": int(keys[0]) if keys else None,
+        "num_stages": options["num_stages"],
+        **{f"stride_{tensor}d": 1 for tensor in ("q", "k", "o", "dq", "dk")},
+        "stride_gk": 1,
+    }
+    constants = {argument: given[argument] for argument in kernel.arg_names if argument in given}
+    inputs = ("query", "key", "query_gradient", "key_gradient")
+    pointers = {
+        **dict.fromkeys(inputs, POINTERS[dtype]),
+        "mask": "*u8",
+        **dict.fromkeys(("lse", "attention", "gradient", "delta"), "*fp32"),
+    }
+    if even:  # what is listed here counts as aligned
+        pointers.update(sequence="i32", stride_gb="i32", stride_gq="i32")
+    if missing:
+        constants[missing] = None
+    words = [name, str(dtype), "unmasked" * (not masked), "wide" * wide, "even" * even]
+    words.append(f"no {missing}" * bool(missing))
+    return kernel, pointers, constants, options, " ".join(filter(None, words))
 
 
 def kl_cases(arch: str) -> Iterator[Case]:
-    """Both shape classes."""
-    for dtype in (torch.float32, torch.bfloat16):
-        like = torch.empty(0, dtype=dtype)
-        shape_class = kl.shape_class(like, like)
-        pointers = {
-            **dict.fromkeys(("student", "teacher", "gradient"), POINTERS[dtype]),
-            "mask": "*u8",
-            **dict.fromkeys(("temperature", "loss", "statistics", "scale"), "*fp32"),
+    """Both shape classes with and without biases, sides of unequal dtype, rows off the 16-byte boundaries."""
+    halves, mixed = (torch.bfloat16,) * 2, (torch.bfloat16, torch.float32)
+    for dtypes, aligned, shifted, masked, biased in (
+        ((torch.float32,) * 2, True, True, True, False),
+        ((torch.float32,) * 2, True, False, True, True),
+        (halves, True, True, True, False),
+        (halves, True, False, True, True),
+        (halves, True, True, False, False),
+        (halves, False, False, True, False),
+        (mixed, True, True, True, False),
+    ):
+        student, teacher = (torch.empty(0, 8, dtype=dtype) for dtype in dtypes)
+        bias = student.new_empty(8) if biased else None
+        shape_class = kl_loads.shape_class(student, teacher)
+        loads = {
+            **kl_loads.with_biases(kl_loads.wide_loads(student, teacher), (bias, bias)),
+            "ALIGNED": aligned,
+            "SHIFTED": shifted,
         }
-        for kernel, table in ((kl.forward_kernel, kl.FORWARD), (kl.backward_kernel, kl.BACKWARD)):
-            options = launch.lookup(table, arch, shape_class)
-            yield kernel, pointers, {"HAS_MASK": True}, options, f"{shape_class} {dtype}"
+        pointers = {
+            **dict.fromkeys(("student", "gradient", "student_bias"), POINTERS[dtypes[0]]),
+            **dict.fromkeys(("teacher", "teacher_bias"), POINTERS[dtypes[1]]),
+            "mask": "*u8",
+            **dict.fromkeys(("temperature", "loss", "statistics", "scale", "parts"), "*fp32"),
+        }
+        names = {"masked": masked, "biased": biased, "unaligned": not aligned}
+        name = f"{shape_class} {dtypes[0]}" + f"/{dtypes[1]}" * (dtypes is mixed)
+        name = " ".join([name, *(word for word, said in names.items() if said)])
+        for kernel, table, own in (
+            (kl.chunk_kernel, kl.FORWARD, {"CHUNK": kl.CHUNK, **loads}),
+            (kl_gradient.gradient_kernel, kl_gradient.BACKWARD, loads),
+        ):
+            constants = {"HAS_MASK": masked, **own}
+            yield kernel, pointers, constants, launch.lookup(table, arch, shape_class), name
+    constants = {"HAS_MASK": True, "BLOCK_C": 8}
+    yield kl.row_kernel, pointers, constants, launch.lookup(kl.JOIN, arch, "any"), "any"
 
 
 def compile_case(arch: str, case: Case) -> dict[str, Any]:
@@ -104,7 +168,7 @@ def compile_case(arch: str, case: Case) -> dict[str, Any]:
         else:
             signature[argument] = "fp32" if argument in FLOATS else "i32"
     # What Triton sees in ordinary arguments: aligned addresses, heads of a multiple of 16 numbers, any S and V.
-    aligned = {a for a in kernel.arg_names if a in pointers or re.match("stride_[qko]", a)}
+    aligned = {a for a in kernel.arg_names if a in pointers or re.match("stride_[qkod]", a)}
     attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, a in enumerate(kernel.arg_names)
@@ -129,6 +193,7 @@ def _resources(compiled: Any, arch: str) -> dict[str, int]:
         return {
             "registers": _number(r"\.vgpr_count:\s+(\d+)", text),
             "spills": _number(r"\.vgpr_spill_count:\s+(\d+)", text),
+            "wide_loads": len(re.findall(r"(?:global|buffer)_load_dwordx4", text)),
         }
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
@@ -136,7 +201,11 @@ def _resources(compiled: Any, arch: str) -> dict[str, int]:
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     # A stack of no bytes: Triton's kernels have no other use for one than registers that did not fit.
-    return {"registers": _number(r"REG:(\d+)", text), "spills": _number(r"STACK:(\d+)", text)}
+    return {
+        "registers": _number(r"REG:(\d+)", text),
+        "spills": _number(r"STACK:(\d+)", text),
+        "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32", compiled.asm["ptx"])),
+    }
 
 
 def _number(pattern: str, text: str) -> int:
@@ -146,7 +215,7 @@ def _number(pattern: str, text: str) -> int:
 
 
 def _table(records: list[dict[str, Any]]) -> Iterator[str]:
-    headings = ("target", "kernel", "case", "options", "registers", "spilled", "shared")
+    headings = ("target", "kernel", "case", "options", "registers", "spilled", "shared", "wide")
     rows = [
         (
             r["target"],
@@ -156,6 +225,7 @@ def _table(records: list[dict[str, Any]]) -> Iterator[str]:
             str(r["registers"]),
             f"{r['spills']} B",
             f"{r['shared']} B",
+            str(r["wide_loads"]),
         )
         for r in records
     ]

@@ -26,9 +26,9 @@ comet::Dtype dtype_of(int64_t code) {
 
 comet::SoftenedKlRows rows_of(int64_t student, int64_t teacher, int64_t temperature, int64_t mask, int64_t n, int64_t v,
                               int64_t student_stride, int64_t teacher_stride, int64_t student_dtype,
-                              int64_t teacher_dtype) {
-  return {{pointer<const void>(student), student_stride, dtype_of(student_dtype)},
-          {pointer<const void>(teacher), teacher_stride, dtype_of(teacher_dtype)},
+                              int64_t teacher_dtype, int64_t student_bias, int64_t teacher_bias) {
+  return {{pointer<const void>(student), student_stride, dtype_of(student_dtype), pointer<const float>(student_bias)},
+          {pointer<const void>(teacher), teacher_stride, dtype_of(teacher_dtype), pointer<const float>(teacher_bias)},
           pointer<const float>(temperature),
           pointer<const uint8_t>(mask),
           n,
@@ -37,18 +37,19 @@ comet::SoftenedKlRows rows_of(int64_t student, int64_t teacher, int64_t temperat
 
 void softened_kl_forward(int64_t student, int64_t teacher, int64_t temperature, int64_t mask, int64_t n, int64_t v,
                          int64_t student_stride, int64_t teacher_stride, int64_t student_dtype, int64_t teacher_dtype,
-                         int64_t kl, int64_t statistics, int64_t threads) {
+                         int64_t kl, int64_t statistics, int64_t threads, int64_t student_bias,
+                         int64_t teacher_bias) {
   comet::softened_kl_forward(rows_of(student, teacher, temperature, mask, n, v, student_stride, teacher_stride,
-                                     student_dtype, teacher_dtype),
+                                     student_dtype, teacher_dtype, student_bias, teacher_bias),
                              pointer<float>(kl), pointer<float>(statistics), threads);
 }
 
 void softened_kl_backward(int64_t student, int64_t teacher, int64_t temperature, int64_t mask, int64_t scale,
                           int64_t statistics, int64_t n, int64_t v, int64_t student_stride, int64_t teacher_stride,
                           int64_t student_dtype, int64_t teacher_dtype, int64_t gradient, int64_t gradient_stride,
-                          int64_t gradient_dtype, int64_t threads) {
+                          int64_t gradient_dtype, int64_t threads, int64_t student_bias, int64_t teacher_bias) {
   comet::softened_kl_backward(rows_of(student, teacher, temperature, mask, n, v, student_stride, teacher_stride,
-                                      student_dtype, teacher_dtype),
+                                      student_dtype, teacher_dtype, student_bias, teacher_bias),
                               pointer<const float>(scale), pointer<const float>(statistics),
                               pointer<void>(gradient), gradient_stride, dtype_of(gradient_dtype), threads);
 }
@@ -140,10 +141,11 @@ PYBIND11_MODULE(_native, module) {
 
   module.def("softened_kl_forward", softened_kl_forward, "student"_a, "teacher"_a, "temperature"_a, "mask"_a, "n"_a,
              "v"_a, "student_stride"_a, "teacher_stride"_a, "student_dtype"_a, "teacher_dtype"_a, "kl"_a,
-             "statistics"_a, "threads"_a, unlocked());
+             "statistics"_a, "threads"_a, "student_bias"_a = 0, "teacher_bias"_a = 0, unlocked());
   module.def("softened_kl_backward", softened_kl_backward, "student"_a, "teacher"_a, "temperature"_a, "mask"_a,
              "scale"_a, "statistics"_a, "n"_a, "v"_a, "student_stride"_a, "teacher_stride"_a, "student_dtype"_a,
-             "teacher_dtype"_a, "gradient"_a, "gradient_stride"_a, "gradient_dtype"_a, "threads"_a, unlocked());
+             "teacher_dtype"_a, "gradient"_a, "gradient_stride"_a, "gradient_dtype"_a, "threads"_a,
+             "student_bias"_a = 0, "teacher_bias"_a = 0, unlocked());
 
   module.def("factorized_projection_forward", factorized_projection_forward, "map"_a, "left"_a, "right"_a, "terms"_a,
              "max_size"_a, "batch"_a, "size"_a, "output"_a, "threads"_a, unlocked());

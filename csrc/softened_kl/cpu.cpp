@@ -21,9 +21,10 @@ constexpr int64_t LOGITS_PER_THREAD = 1 << 15;
 // Gradients beyond the caches are written past them: reading the old contents first would cost half as much again.
 constexpr int64_t PAST_CACHE_BYTES = 4 << 20;
 
-const char* at(const Logits& logits, int64_t row, int64_t column) {
-  return static_cast<const char*>(logits.data) +
-         (row * logits.stride + column) * bytes_of(logits.dtype);
+KlColumns at(const Logits& logits, int64_t row, int64_t column) {
+  const char* data =
+      static_cast<const char*>(logits.data) + (row * logits.stride + column) * bytes_of(logits.dtype);
+  return {data, logits.dtype, logits.bias ? logits.bias + column : nullptr};
 }
 
 int64_t useful_threads(const SoftenedKlRows& rows, int64_t threads) {
@@ -63,8 +64,7 @@ KlSums sum_segment(const SoftenedKlBlocks& blocks, const SoftenedKlRows& rows, i
   for (int64_t column = begin; column < end; column += KL_BLOCK) {
     const int64_t count = std::min(KL_BLOCK, end - column);
     const KlSums block =
-        blocks.forward(at(rows.student, row, column), rows.student.dtype,
-                       at(rows.teacher, row, column), rows.teacher.dtype, count, inverse);
+        blocks.forward(at(rows.student, row, column), at(rows.teacher, row, column), count, inverse);
     sums = merge(sums, block, inverse);
   }
   return sums;
@@ -138,10 +138,9 @@ void softened_kl_backward(const SoftenedKlRows& rows, const float* scale, const 
     const LogSumExp student_lse = {statistics[row], statistics[rows.n + row]};
     const LogSumExp teacher_lse = {statistics[2 * rows.n + row], statistics[3 * rows.n + row]};
     for (int64_t column = begin; column < end; column += KL_BLOCK)
-      blocks.backward(at(rows.student, row, column), rows.student.dtype, at(rows.teacher, row, column),
-                      rows.teacher.dtype, target + column * width, gradient_dtype,
-                      std::min(KL_BLOCK, end - column), 1.0f / temperature, student_lse,
-                      teacher_lse, scale[row] * temperature, past_cache);
+      blocks.backward(at(rows.student, row, column), at(rows.teacher, row, column), target + column * width,
+                      gradient_dtype, std::min(KL_BLOCK, end - column), 1.0f / temperature, student_lse, teacher_lse,
+                      scale[row] * temperature, past_cache);
   });
 }
 

@@ -8,10 +8,15 @@ namespace {
 
 constexpr float INFINITE = __builtin_inff();
 
-// The block as float32: where it lies, or converted into `room`.
-COMET_INLINE const float* as_float(const void* data, Dtype dtype, int64_t count, float* room) {
-  if (dtype == Dtype::float32) return static_cast<const float*>(data);
-  widen(static_cast<const uint16_t*>(data), dtype, count, room);
+// The block as float32 with its bias: where it lies, or made in `room`.
+COMET_INLINE const float* as_float(const KlColumns& side, int64_t count, float* room) {
+  const float* logits = room;
+  if (side.dtype == Dtype::float32)
+    logits = static_cast<const float*>(side.logits);
+  else
+    widen(static_cast<const uint16_t*>(side.logits), side.dtype, count, room);
+  if (!side.bias) return logits;
+  for (int64_t j = 0; j < count; ++j) room[j] = logits[j] + side.bias[j];
   return room;
 }
 
@@ -43,11 +48,10 @@ struct Sums {
   }
 };
 
-KlSums forward(const void* student, Dtype student_dtype, const void* teacher, Dtype teacher_dtype,
-               int64_t count, float inverse_temperature) {
+KlSums forward(KlColumns student, KlColumns teacher, int64_t count, float inverse_temperature) {
   float student_room[KL_BLOCK], teacher_room[KL_BLOCK];
-  const float* s = as_float(student, student_dtype, count, student_room);
-  const float* t = as_float(teacher, teacher_dtype, count, teacher_room);
+  const float* s = as_float(student, count, student_room);
+  const float* t = as_float(teacher, count, teacher_room);
   const float s_max = largest(s, count), t_max = largest(t, count);
   // −∞ − −∞ is NaN: a block of −∞ is measured from 0 instead.
   const Vec s_offset = splat(s_max == -INFINITE ? 0.0f : s_max);
@@ -100,12 +104,12 @@ COMET_INLINE void gradient_of(const Slope& slope, const float* s, const float* t
   if (j < count) some(count - j);
 }
 
-void backward(const void* student, Dtype student_dtype, const void* teacher, Dtype teacher_dtype,
-              void* gradient, Dtype gradient_dtype, int64_t count, float inverse_temperature,
-              LogSumExp student_lse, LogSumExp teacher_lse, float factor, bool past_cache) {
+void backward(KlColumns student, KlColumns teacher, void* gradient, Dtype gradient_dtype, int64_t count,
+              float inverse_temperature, LogSumExp student_lse, LogSumExp teacher_lse, float factor,
+              bool past_cache) {
   float student_room[KL_BLOCK], teacher_room[KL_BLOCK], gradient_room[KL_BLOCK];
-  const float* s = as_float(student, student_dtype, count, student_room);
-  const float* t = as_float(teacher, teacher_dtype, count, teacher_room);
+  const float* s = as_float(student, count, student_room);
+  const float* t = as_float(teacher, count, teacher_room);
   const Slope slope{splat(inverse_temperature), splat(student_lse.max), splat(student_lse.log_sum),
                     splat(teacher_lse.max),     splat(teacher_lse.log_sum), splat(factor)};
   if (gradient_dtype == Dtype::float32) {

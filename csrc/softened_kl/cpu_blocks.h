@@ -23,13 +23,19 @@ struct LogSumExp {
   float log_sum;
 };
 
+// One side of a block of a row.
+struct KlColumns {
+  const void* logits;
+  Dtype dtype;
+  const float* bias;  // added to the logits; or null
+};
+
 struct SoftenedKlBlocks {
-  // At most BLOCK columns.
-  KlSums (*forward)(const void* student, Dtype student_dtype, const void* teacher, Dtype teacher_dtype,
-                    int64_t count, float inverse_temperature);
-  void (*backward)(const void* student, Dtype student_dtype, const void* teacher, Dtype teacher_dtype,
-                   void* gradient, Dtype gradient_dtype, int64_t count, float inverse_temperature,
-                   LogSumExp student_lse, LogSumExp teacher_lse, float factor, bool past_cache);
+  // At most KL_BLOCK columns.
+  KlSums (*forward)(KlColumns student, KlColumns teacher, int64_t count, float inverse_temperature);
+  void (*backward)(KlColumns student, KlColumns teacher, void* gradient, Dtype gradient_dtype, int64_t count,
+                   float inverse_temperature, LogSumExp student_lse, LogSumExp teacher_lse, float factor,
+                   bool past_cache);
 };
 
 // Two blocks of float32 fill half of a 32 KiB first-level cache: the second look at a block costs no memory traffic.

@@ -16,6 +16,7 @@ struct Logits {
   const void* data;
   int64_t stride;
   Dtype dtype;
+  const float* bias = nullptr;  // [v], added to every row; or null
 };
 
 struct SoftenedKlRows {

@@ -259,15 +259,15 @@ void check_halves(comet::InstructionSet set) {
       for (const uint16_t half : halves) wide.push_back(from_half(half, dtype));
       // Sums over one logit at a time: its exponential is 1 for a finite number, its maximum is the number.
       for (size_t i = 0; i < 64; i += 13) {
-        const comet::KlSums sums = blocks.forward(&halves[i], dtype, &wide[i], Dtype::float32, 1, 1.0f);
+        const comet::KlSums sums = blocks.forward({&halves[i], dtype, nullptr}, {&wide[i], Dtype::float32, nullptr}, 1, 1.0f);
         if (std::isfinite(wide[i]))
           require(sums.student_max == wide[i] && sums.student_sum == 1 && sums.weighted == 0, "a half");
       }
       // e^0 · factor − e^(−∞): the factor itself, narrowed, is the half it came from.
       for (size_t i = 0; i < 64; i += 13) {
         const float zero = 0, nothing = -INFINITE;
-        blocks.backward(&zero, Dtype::float32, &nothing, Dtype::float32, &back[i], dtype, 1, 1.0f, {0, 0}, {0, 0},
-                        wide[i], false);
+        blocks.backward({&zero, Dtype::float32, nullptr}, {&nothing, Dtype::float32, nullptr}, &back[i], dtype, 1, 1.0f,
+                        {0, 0}, {0, 0}, wide[i], false);
         if (std::isfinite(wide[i]) && wide[i] != 0) require(back[i] == halves[i], "a half written back");
       }
     }
@@ -281,8 +281,8 @@ void check_rounding(comet::InstructionSet set) {
       for (const float factor : *numbers) {
         const float zero = 0, nothing = -INFINITE;
         uint16_t half = 0;
-        blocks.backward(&zero, Dtype::float32, &nothing, Dtype::float32, &half, dtype, 1, 1.0f, {0, 0}, {0, 0}, factor,
-                        false);
+        blocks.backward({&zero, Dtype::float32, nullptr}, {&nothing, Dtype::float32, nullptr}, &half, dtype, 1, 1.0f, {0, 0},
+                        {0, 0}, factor, false);
         const float error = std::fabs(from_half(half, dtype) - factor);
         for (const int step : {(half & 0x7fff) ? -1 : 1, 1})
           require(error <= std::fabs(from_half(static_cast<uint16_t>(half + step), dtype) - factor), "nearest half");
@@ -299,8 +299,8 @@ void check_far_logits(comet::InstructionSet set) {
       student.push_back(far - static_cast<float>(i) / 8);
       teacher.push_back(-far - static_cast<float>(COUNT - 1 - i) / 4);
     }
-    blocks.backward(student.data(), Dtype::float32, teacher.data(), Dtype::float32, slope.data(), Dtype::float32, COUNT,
-                    1 / 1.5f, {far, 2.5f}, {-far, 1.75f}, 1.0f, false);
+    blocks.backward({student.data(), Dtype::float32, nullptr}, {teacher.data(), Dtype::float32, nullptr}, slope.data(),
+                    Dtype::float32, COUNT, 1 / 1.5f, {far, 2.5f}, {-far, 1.75f}, 1.0f, false);
     return slope;
   };
   const Numbers near = gradient(0);
@@ -317,11 +317,14 @@ void check_kl() {
     student[static_cast<size_t>(s_stride)] = NOT_A_NUMBER;  // in the row that is masked
     if (v > 1) student[0] = teacher[0] = -INFINITE;
     Numbers kl = unwritten(n), statistics = unwritten(4 * n), g = unwritten((n - 1) * g_stride + v);
-    const comet::SoftenedKlRows rows = {{student.data(), s_stride, Dtype::float32},
+    const Numbers bias = normal(v, 2);
+    const comet::SoftenedKlRows rows = {{student.data(), s_stride, Dtype::float32, bias.data()},
                                         {teacher.data(), t_stride, Dtype::float32},
                                         temperature.data(), mask.data(), n, v};
     comet::softened_kl_forward(rows, kl.data(), statistics.data(), 2);
     comet::softened_kl_backward(rows, scale.data(), statistics.data(), g.data(), g_stride, Dtype::float32, 2);
+    for (int64_t r = 0; r < n; ++r)
+      for (int64_t j = 0; j < v; ++j) student[static_cast<size_t>(r * s_stride + j)] += bias[static_cast<size_t>(j)];
     for (int64_t r = 0; r < n; ++r) {
       const double t = temperature[static_cast<size_t>(r)];
       const auto lse = [&](const Numbers& logits, int64_t stride) {

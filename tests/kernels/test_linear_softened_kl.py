@@ -40,30 +40,37 @@ def double(side):
 
 
 def judge(found, student, teacher, *arguments, slack=2.0, **options):
+    """No worse than plain torch; what 16-bit products do to the logits is theirs, the rest has a small error."""
     oracle = run(
         reference.linear_softened_kl, double(student), double(teacher), *arguments, **options
     )
     plain = run(reference.linear_softened_kl, student, teacher, *arguments, **options)
     dtype = student[0].dtype
-    for what, actual, truth, simple in zip(NAMES, found, oracle, plain, strict=True):
+    product = linear_pieces.dtype_of_products(*student[:2], None)
+    near = oracle
+    if product != torch.float32:
+        near = of_rounded_logits(product, student, teacher, *arguments, **options)
+    for what, actual, truth, rounded, simple in zip(NAMES, found, oracle, near, plain, strict=True):
         assert (actual is None) == (truth is None), what
         if actual is not None:
             assert actual.dtype == simple.dtype, what
-            assert_accurate(actual, truth, simple, dtype=dtype, slack=slack, what=what)
+            assert_accurate(actual, rounded, dtype=dtype, what=what)
+            assert relative_rms(actual, truth) <= slack * relative_rms(simple, truth) + 1e-6, what
 
 
-def of_rounded_logits(dtype, student, teacher, *arguments):
+def of_rounded_logits(dtype, student, teacher, *arguments, **options):
     """The oracle of products that leave their library in a 16-bit dtype: all is exact but the logits' rounding."""
 
     def rounded(hidden, weight, bias):
-        exact = torch.nn.functional.linear(hidden, weight, bias)
-        return exact + (exact.detach().to(dtype).double() - exact.detach())
+        exact = hidden @ weight.t()
+        exact = exact + (exact.detach().to(dtype).double() - exact.detach())
+        return exact if bias is None else exact + bias
 
     def function(*tensors):
         sides = rounded(*tensors[:3]), rounded(*tensors[3:6])
         return reference.softened_kl(*sides, *tensors[6:])
 
-    return run(function, double(student), double(teacher), *arguments)
+    return run(function, double(student), double(teacher), *arguments, **options)
 
 
 def equal(found, wanted):
@@ -88,7 +95,9 @@ def test_agrees_with_the_definition(device, dtype, bias, small_pieces):
     mask = torch.arange(11, device=device) % 4 != 2
     for degrees, chosen, incoming in ((2.0, None, 1.0), (temperature, mask, 1e-3)):
         found = run(linear_softened_kl, student, teacher, degrees, chosen, incoming)
-        judge(found, student, teacher, degrees, chosen, incoming)
+        # The error of one number that comes of rounded logits is a matter of luck.
+        slack = 2 if dtype == torch.float32 else 4
+        judge(found, student, teacher, degrees, chosen, incoming, slack=slack)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -391,5 +400,5 @@ def test_differentiable_once():
     hidden = student[0].requires_grad_()
     loss = linear_softened_kl(*student, *teacher, 2.0)
     (slope,) = torch.autograd.grad(loss, hidden, create_graph=True)
-    with pytest.raises(RuntimeError):
-        slope.sum().backward()
+    with pytest.raises(RuntimeError, match="linear_softened_kl_backward"):
+        (loss + slope.square().sum()).backward()  # a penalty on the gradient is not lost in silence

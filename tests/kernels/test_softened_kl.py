@@ -5,11 +5,18 @@ import torch
 from accounting import Allocations
 from accuracy import assert_accurate
 
-from comet_kernels.ops.softened_kl import kernels, reference, rows, softened_kl
+from comet_kernels.ops.softened_kl import (
+    gradient_kernels,
+    kernels,
+    loads,
+    reference,
+    rows,
+    softened_kl,
+)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 IMPLEMENTATIONS = {
-    "triton": (kernels.forward, kernels.backward),
+    "triton": (kernels.forward, gradient_kernels.backward),
     "c++": (rows.forward, rows.backward),
     "torch": (rows.plain_forward, rows.plain_backward),
 }
@@ -158,16 +165,22 @@ def test_rows_at_any_distance(implementation):
 def test_wide_loads_only_where_rows_lie_alike():
     wide = torch.zeros(3, 1001, dtype=torch.bfloat16)
     other = torch.zeros(3, 1001)
-    for sides, aligned, vector in (
-        ((wide, wide), True, 8),
-        ((wide[:, 3:20], wide[:, 11:28]), True, 8),
-        ((wide[:, 3:20], wide[:, 4:21]), False, 8),
-        ((wide, wide[:, :18].contiguous()), False, 8),
-        ((other, other[1:], other), False, 4),  # a row later: one number further
-        ((wide, other), True, 8),
-        ((wide, wide, other[:, 1:]), False, 8),
+    even = torch.zeros(3, 1008)
+    for sides, aligned, shifted, vector in (
+        ((wide, wide), True, True, 8),
+        ((even, even), True, False, 4),
+        ((wide[:, 3:20], wide[:, 11:28]), True, True, 8),
+        ((wide[:, 3:20], wide[:, 4:21]), False, False, 8),
+        ((wide, wide[:, :18].contiguous()), False, False, 8),
+        ((other, other[1:], other), False, False, 4),  # a row later: one number further
+        ((wide, other), True, True, 8),
+        ((wide, wide, other[:, 1:]), False, False, 8),
     ):
-        assert kernels.wide_loads(*sides) == {"ALIGNED": aligned, "VECTOR": vector}
+        found = loads.wide_loads(*sides)
+        assert found == {"ALIGNED": aligned, "SHIFTED": shifted, "VECTOR": vector}
+        biased = loads.with_biases(found, (wide[0], None))
+        assert biased["ALIGNED"] == (aligned and not shifted)
+        assert not biased["SHIFTED"]
 
 
 @pytest.mark.parametrize("device", DEVICES)

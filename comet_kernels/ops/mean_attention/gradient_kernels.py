@@ -1,47 +1,31 @@
-"""The gradient of head-averaged attention probabilities, in Triton; the formulas stand in `kernels.py`.
+"""The gradient of head-averaged attention probabilities for rows of any length; formulas in `kernels.py`.
 
 `delta_kernel` sums each row once, then `query_gradient_kernel` and `key_gradient_kernel` each recompute P from lse.
+
+All three read dA [B, S, S] once for every head, 4 bytes a score and so more than the keys: a program of PAIR works on
+two heads at a time and reads it half as often. Where H is odd the last program computes its head twice and stores it
+once.
 """
 # mypy: disable-error-code="no-untyped-def"
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 
-from comet_kernels.ops import launch
-from comet_kernels.ops.mean_attention.kernels import (
-    FORWARD,
-    LOG2_E,
-    bytes_of,
-    constants_for,
+from comet_kernels.ops.mean_attention.tiles import (
     load_tile,
+    masked_scores,
     place,
-    products,
     real_positions,
-    shape_class,
+    store_tile,
     tile_offsets,
     tile_step,
 )
 
-# By (architecture, shape class), as in `kernels.py`.
-BACKWARD: launch.Table = {
-    ("default", "half-64"): {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
-    ("default", "half-256"): {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1},
-    ("default", "tf32-64"): {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
-    ("default", "tf32-256"): {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 1},
-    ("default", "ieee-64"): {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1},
-    ("default", "ieee-256"): {"BLOCK_Q": 16, "BLOCK_K": 32, "num_warps": 8, "num_stages": 1},
-    ("gfx", "ieee-256"): {"BLOCK_Q": 16, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1},
-}
-
 
 @triton.jit
-def store_tile(p_tile, b_rows, m_s, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[BLOCK, BLOCK_D] of one head, in the dtype that lies there."""
-    m_rows = m_s[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
-    tl.store(p_tile, b_rows.to(p_tile.dtype.element_ty), mask=m_rows)
+def score_gradient(b_s, b_g, b_lse, b_delta, m_pair):
+    """dS = P ∘ (dA − Δ) from base-2 scores; 0 at padding, whose dA may be NaN and whose P may be infinite."""
+    return tl.where(m_pair, tl.exp2(b_s - b_lse) * (b_g - b_delta), 0.0)
 
 
 @triton.jit
@@ -71,36 +55,53 @@ def delta_kernel(
     BLOCK_D: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
+    PAIR: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    num_stages: tl.constexpr,
 ):
-    """One (sample, head, query tile): Δ_i = Σ_j P_ij dA_ij / H."""
-    sample, head, o_head, q_start = place(sequence, heads, BLOCK_Q)
+    """One (sample, one or two heads, query tile): Δ_i = Σ_j P_ij dA_ij."""
+    sample, group, q_start = place(sequence, tl.cdiv(heads, 2) if PAIR else heads, BLOCK_Q)
+    head = group * 2 if PAIR else group
     o_q = q_start + tl.arange(0, BLOCK_Q)
     m_q = real_positions(mask, sample, q_start, sequence, BLOCK_Q, HAS_MASK)
     p_q = query + sample * stride_qb + head * stride_qh + q_start * stride_qs
     p_k = key + sample * stride_kb + head * stride_kh
-    o_tile = tile_offsets(stride_ks, stride_kd, BLOCK_K, BLOCK_D, WIDE)
     p_g = gradient + sample * stride_gb + q_start * stride_gq
+    p_lse = lse + (sample * heads + head) * sequence + o_q
+    p_delta = delta + (sample * heads + head) * sequence + o_q
+    o_q_tile = tile_offsets(stride_qs, stride_qd, BLOCK_Q, BLOCK_D, WIDE)
+    o_k_tile = tile_offsets(stride_ks, stride_kd, BLOCK_K, BLOCK_D, WIDE)
     o_pair = tile_offsets(stride_gq, stride_gk, BLOCK_Q, BLOCK_K, WIDE)
-    b_q = load_tile(
-        p_q + tile_offsets(stride_qs, stride_qd, BLOCK_Q, BLOCK_D, WIDE), m_q, D, BLOCK_D
-    )
-    b_lse = tl.load(lse + o_head * sequence + o_q, mask=m_q, other=float("inf"))
-
+    b_q = load_tile(p_q + o_q_tile, m_q, D, BLOCK_D)
+    b_lse = tl.load(p_lse, mask=m_q, other=float("inf"))
     b_delta = tl.zeros([BLOCK_Q], tl.float32)
-    for start in range(0, sequence, BLOCK_K):
+    if PAIR:
+        step = tl.minimum(heads - 1 - head, 1)  # to the second head, 0 where there is none
+        b_q2 = load_tile(p_q + step * stride_qh + o_q_tile, m_q, D, BLOCK_D)
+        b_lse2 = tl.load(p_lse + step * sequence, mask=m_q, other=float("inf"))
+        b_delta2 = tl.zeros([BLOCK_Q], tl.float32)
+
+    # Only a loop told its stages prefetches what no product needs, and here that is dA, the most of what is read.
+    for start in tl.range(0, sequence, BLOCK_K, num_stages=num_stages):
+        o_k = start + tl.arange(0, BLOCK_K)
         m_k = real_positions(mask, sample, start, sequence, BLOCK_K, HAS_MASK)
-        b_k = load_tile(p_k + o_tile, m_k, D, BLOCK_D)
-        m_pair = m_q[:, None] & m_k[None, :]
-        b_g = tl.load(p_g + o_pair, mask=m_pair, other=0.0)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale
-        b_s = tl.where(m_k[None, :], b_s, -float("inf"))
+        m_exists = (o_q < sequence)[:, None] & (o_k < sequence)[None, :]
+        b_g = tl.load(p_g + o_pair, mask=m_exists, other=0.0)
+        b_g = tl.where(m_q[:, None] & m_k[None, :], b_g, 0.0)
+        b_k = load_tile(p_k + o_k_tile, m_k, D, BLOCK_D)
+        b_s = masked_scores(b_q, b_k, m_k, scale, PRECISION)
         b_delta += tl.sum(tl.exp2(b_s - b_lse[:, None]) * b_g, 1)
+        if PAIR:
+            b_k2 = load_tile(p_k + step * stride_kh + o_k_tile, m_k, D, BLOCK_D)
+            b_s2 = masked_scores(b_q2, b_k2, m_k, scale, PRECISION)
+            b_delta2 += tl.sum(tl.exp2(b_s2 - b_lse2[:, None]) * b_g, 1)
         p_k += tile_step(stride_ks, BLOCK_K)
         p_g += tile_step(stride_gk, BLOCK_K)
 
-    tl.store(delta + o_head * sequence + o_q, b_delta / heads, mask=o_q < sequence)
+    tl.store(p_delta, b_delta, mask=o_q < sequence)
+    if PAIR:
+        tl.store(p_delta + sequence, b_delta2, mask=o_q < step * sequence)
 
 
 @triton.jit
@@ -115,7 +116,7 @@ def query_gradient_kernel(
     heads,
     sequence,
     scale,  # times log2 e
-    gradient_scale,  # scale alone
+    gradient_scale,  # scale / H
     stride_qb,
     stride_qh,
     stride_qs,
@@ -138,42 +139,63 @@ def query_gradient_kernel(
     PRECISION: tl.constexpr,
     GRADIENT_PRECISION: tl.constexpr,
     GRADIENT_DTYPE: tl.constexpr,
+    PAIR: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One (sample, head, query tile): dQ = scale · Σ over key tiles of dS K."""
-    sample, head, o_head, q_start = place(sequence, heads, BLOCK_Q)
+    """One (sample, one or two heads, query tile): dQ = scale/H · Σ over key tiles of dS K."""
+    sample, group, q_start = place(sequence, tl.cdiv(heads, 2) if PAIR else heads, BLOCK_Q)
+    head = group * 2 if PAIR else group
     o_q = q_start + tl.arange(0, BLOCK_Q)
     m_q = real_positions(mask, sample, q_start, sequence, BLOCK_Q, HAS_MASK)
     p_q = query + sample * stride_qb + head * stride_qh + q_start * stride_qs
     p_k = key + sample * stride_kb + head * stride_kh
-    o_tile = tile_offsets(stride_ks, stride_kd, BLOCK_K, BLOCK_D, WIDE)
     p_g = gradient + sample * stride_gb + q_start * stride_gq
+    p_o = query_gradient + sample * stride_ob + head * stride_oh + q_start * stride_os
+    o_row = (sample * heads + head) * sequence + o_q
+    o_q_tile = tile_offsets(stride_qs, stride_qd, BLOCK_Q, BLOCK_D, WIDE)
+    o_k_tile = tile_offsets(stride_ks, stride_kd, BLOCK_K, BLOCK_D, WIDE)
     o_pair = tile_offsets(stride_gq, stride_gk, BLOCK_Q, BLOCK_K, WIDE)
-    b_q = load_tile(
-        p_q + tile_offsets(stride_qs, stride_qd, BLOCK_Q, BLOCK_D, WIDE), m_q, D, BLOCK_D
-    )
-    b_lse = tl.load(lse + o_head * sequence + o_q, mask=m_q, other=float("inf"))
-    b_delta = tl.load(delta + o_head * sequence + o_q, mask=m_q, other=0.0)
-
+    o_out = tile_offsets(stride_os, stride_od, BLOCK_Q, BLOCK_D, WIDE)
+    b_q = load_tile(p_q + o_q_tile, m_q, D, BLOCK_D)
+    b_lse = tl.load(lse + o_row, mask=m_q, other=float("inf"))
+    b_delta = tl.load(delta + o_row, mask=m_q, other=0.0)
     b_dq = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    if PAIR:
+        step = tl.minimum(heads - 1 - head, 1)  # to the second head, 0 where there is none
+        b_q2 = load_tile(p_q + step * stride_qh + o_q_tile, m_q, D, BLOCK_D)
+        b_lse2 = tl.load(lse + step * sequence + o_row, mask=m_q, other=float("inf"))
+        b_delta2 = tl.load(delta + step * sequence + o_row, mask=m_q, other=0.0)
+        b_dq2 = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+
     for start in range(0, sequence, BLOCK_K):
+        o_k = start + tl.arange(0, BLOCK_K)
         m_k = real_positions(mask, sample, start, sequence, BLOCK_K, HAS_MASK)
-        b_k = load_tile(p_k + o_tile, m_k, D, BLOCK_D)
         m_pair = m_q[:, None] & m_k[None, :]
-        b_g = tl.load(p_g + o_pair, mask=m_pair, other=0.0)
+        m_exists = (o_q < sequence)[:, None] & (o_k < sequence)[None, :]
+        b_g = tl.load(p_g + o_pair, mask=m_exists, other=0.0)
+        b_k = load_tile(p_k + o_k_tile, m_k, D, BLOCK_D)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale
-        b_s = tl.where(m_k[None, :], b_s, -float("inf"))
-        b_ds = tl.exp2(b_s - b_lse[:, None]) * (b_g / heads - b_delta[:, None])
+        b_ds = score_gradient(b_s, b_g, b_lse[:, None], b_delta[:, None], m_pair)
         b_dq += tl.dot(
             b_ds.to(GRADIENT_DTYPE), b_k.to(GRADIENT_DTYPE), input_precision=GRADIENT_PRECISION
         )
+        if PAIR:
+            b_k2 = load_tile(p_k + step * stride_kh + o_k_tile, m_k, D, BLOCK_D)
+            b_s2 = tl.dot(b_q2, tl.trans(b_k2), input_precision=PRECISION) * scale
+            b_ds2 = score_gradient(b_s2, b_g, b_lse2[:, None], b_delta2[:, None], m_pair)
+            b_dq2 += tl.dot(
+                b_ds2.to(GRADIENT_DTYPE),
+                b_k2.to(GRADIENT_DTYPE),
+                input_precision=GRADIENT_PRECISION,
+            )
         p_k += tile_step(stride_ks, BLOCK_K)
         p_g += tile_step(stride_gk, BLOCK_K)
 
-    p_o = query_gradient + sample * stride_ob + head * stride_oh + q_start * stride_os
-    o_out = tile_offsets(stride_os, stride_od, BLOCK_Q, BLOCK_D, WIDE)
     store_tile(p_o + o_out, b_dq * gradient_scale, o_q < sequence, D, BLOCK_D)
+    if PAIR:
+        m_second = o_q < step * sequence
+        store_tile(p_o + stride_oh + o_out, b_dq2 * gradient_scale, m_second, D, BLOCK_D)
 
 
 @triton.jit
@@ -188,7 +210,7 @@ def key_gradient_kernel(
     heads,
     sequence,
     scale,  # times log2 e
-    gradient_scale,  # scale alone
+    gradient_scale,  # scale / H
     stride_qb,
     stride_qh,
     stride_qs,
@@ -211,88 +233,61 @@ def key_gradient_kernel(
     PRECISION: tl.constexpr,
     GRADIENT_PRECISION: tl.constexpr,
     GRADIENT_DTYPE: tl.constexpr,
+    PAIR: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One (sample, head, key tile): dK = scale · Σ over query tiles of dSᵀ Q, on transposed tiles throughout."""
-    sample, head, o_head, k_start = place(sequence, heads, BLOCK_K)
+    """One (sample, one or two heads, key tile): dK = scale/H · Σ over query tiles of dSᵀ Q, on transposed tiles."""
+    sample, group, k_start = place(sequence, tl.cdiv(heads, 2) if PAIR else heads, BLOCK_K)
+    head = group * 2 if PAIR else group
     o_k = k_start + tl.arange(0, BLOCK_K)
     m_k = real_positions(mask, sample, k_start, sequence, BLOCK_K, HAS_MASK)
     p_q = query + sample * stride_qb + head * stride_qh
-    o_tile = tile_offsets(stride_qs, stride_qd, BLOCK_Q, BLOCK_D, WIDE)
     p_k = key + sample * stride_kb + head * stride_kh + k_start * stride_ks
     p_g = gradient + sample * stride_gb + k_start * stride_gk
+    p_o = key_gradient + sample * stride_ob + head * stride_oh + k_start * stride_os
+    o_row = (sample * heads + head) * sequence
+    o_q_tile = tile_offsets(stride_qs, stride_qd, BLOCK_Q, BLOCK_D, WIDE)
+    o_k_tile = tile_offsets(stride_ks, stride_kd, BLOCK_K, BLOCK_D, WIDE)
     o_pair = tile_offsets(stride_gk, stride_gq, BLOCK_K, BLOCK_Q, WIDE)
-    b_k = load_tile(
-        p_k + tile_offsets(stride_ks, stride_kd, BLOCK_K, BLOCK_D, WIDE), m_k, D, BLOCK_D
-    )
-
+    o_out = tile_offsets(stride_os, stride_od, BLOCK_K, BLOCK_D, WIDE)
+    b_k = load_tile(p_k + o_k_tile, m_k, D, BLOCK_D)
     b_dk = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    if PAIR:
+        step = tl.minimum(heads - 1 - head, 1)  # to the second head, 0 where there is none
+        b_k2 = load_tile(p_k + step * stride_kh + o_k_tile, m_k, D, BLOCK_D)
+        b_dk2 = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+
     for start in range(0, sequence, BLOCK_Q):
         o_q = start + tl.arange(0, BLOCK_Q)
         m_q = real_positions(mask, sample, start, sequence, BLOCK_Q, HAS_MASK)
-        b_q = load_tile(p_q + o_tile, m_q, D, BLOCK_D)
-        b_lse = tl.load(lse + o_head * sequence + o_q, mask=m_q, other=float("inf"))
-        b_delta = tl.load(delta + o_head * sequence + o_q, mask=m_q, other=0.0)
         m_pair = m_k[:, None] & m_q[None, :]
-        b_g = tl.load(p_g + o_pair, mask=m_pair, other=0.0)
+        m_exists = (o_k < sequence)[:, None] & (o_q < sequence)[None, :]
+        b_g = tl.load(p_g + o_pair, mask=m_exists, other=0.0)
+        b_q = load_tile(p_q + o_q_tile, m_q, D, BLOCK_D)
+        b_lse = tl.load(lse + o_row + o_q, mask=m_q, other=float("inf"))
+        b_delta = tl.load(delta + o_row + o_q, mask=m_q, other=0.0)
         b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * scale
-        b_ds = tl.exp2(b_s - b_lse[None, :]) * (b_g / heads - b_delta[None, :])
+        b_ds = score_gradient(b_s, b_g, b_lse[None, :], b_delta[None, :], m_pair)
         b_dk += tl.dot(
             b_ds.to(GRADIENT_DTYPE), b_q.to(GRADIENT_DTYPE), input_precision=GRADIENT_PRECISION
         )
+        if PAIR:
+            b_q2 = load_tile(p_q + step * stride_qh + o_q_tile, m_q, D, BLOCK_D)
+            o_row2 = o_row + step * sequence
+            b_lse2 = tl.load(lse + o_row2 + o_q, mask=m_q, other=float("inf"))
+            b_delta2 = tl.load(delta + o_row2 + o_q, mask=m_q, other=0.0)
+            b_s2 = tl.dot(b_k2, tl.trans(b_q2), input_precision=PRECISION) * scale
+            b_ds2 = score_gradient(b_s2, b_g, b_lse2[None, :], b_delta2[None, :], m_pair)
+            b_dk2 += tl.dot(
+                b_ds2.to(GRADIENT_DTYPE),
+                b_q2.to(GRADIENT_DTYPE),
+                input_precision=GRADIENT_PRECISION,
+            )
         p_q += tile_step(stride_qs, BLOCK_Q)
         p_g += tile_step(stride_gq, BLOCK_Q)
-    # Scores of a padding key are 0, not −∞, here; its row of dSᵀ is not part of the result.
-    b_dk = tl.where(m_k[:, None], b_dk, 0.0)
 
-    p_o = key_gradient + sample * stride_ob + head * stride_oh + k_start * stride_os
-    o_out = tile_offsets(stride_os, stride_od, BLOCK_K, BLOCK_D, WIDE)
     store_tile(p_o + o_out, b_dk * gradient_scale, o_k < sequence, D, BLOCK_D)
-
-
-def backward(
-    gradient: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    mask: torch.Tensor | None,
-    lse: torch.Tensor,
-    scale: float,
-    needs: tuple[bool, bool],
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """dQ and dK in the inputs' dtype and layout, each only if needed. gradient: float32 [B, S, S], any strides."""
-    batch, heads, sequence, head_size = query.shape
-    query_gradient = torch.empty_like(query) if needs[0] else None
-    key_gradient = torch.empty_like(key) if needs[1] else None
-    if batch * heads == 0:
-        return query_gradient, key_gradient
-    delta = torch.empty_like(lse)
-    mask_bytes = bytes_of(mask, otherwise=lse)
-    strides = (*query.stride(), *key.stride(), *gradient.stride())
-    inputs = (query, key, mask_bytes, lse, gradient, delta)
-    kind = shape_class(head_size, products(query))
-
-    def grid(block: str) -> Any:
-        return lambda o: (batch * heads * triton.cdiv(sequence, o[block]),)
-
-    sizes = (heads, sequence, scale * LOG2_E)
-    inner = (*query.stride()[2:], *key.stride()[2:], *gradient.stride()[1:])
-    fixed = constants_for(query, mask, inner, backward=False)
-    launch.launch(
-        delta_kernel,
-        grid("BLOCK_Q"),
-        (*inputs, *sizes, *strides),
-        fixed,
-        FORWARD,
-        kind,
-        query.device,
-    )
-    fixed = constants_for(query, mask, inner, backward=True)
-    for kernel, block, out in (
-        (query_gradient_kernel, "BLOCK_Q", query_gradient),
-        (key_gradient_kernel, "BLOCK_K", key_gradient),
-    ):
-        if out is not None:
-            arguments = (*inputs, out, *sizes, scale, *strides, *out.stride())
-            launch.launch(kernel, grid(block), arguments, fixed, BACKWARD, kind, query.device)
-    return query_gradient, key_gradient
+    if PAIR:
+        m_second = o_k < step * sequence
+        store_tile(p_o + stride_oh + o_out, b_dk2 * gradient_scale, m_second, D, BLOCK_D)

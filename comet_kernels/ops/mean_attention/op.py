@@ -29,9 +29,9 @@ def _forward(
 def _forward_cuda(
     query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from comet_kernels.ops.mean_attention import kernels
+    from comet_kernels.ops.mean_attention import gpu
 
-    return kernels.forward(query, key, mask, scale)
+    return gpu.forward(query, key, mask, scale)
 
 
 @_forward.register_fake
@@ -77,10 +77,10 @@ def _backward_cuda(
     query_needs: bool,
     key_needs: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from comet_kernels.ops.mean_attention import gradient_kernels
+    from comet_kernels.ops.mean_attention import gpu
 
     needs = (query_needs, key_needs)
-    found = gradient_kernels.backward(gradient, query, key, mask, statistics, scale, needs)
+    found = gpu.backward(gradient, query, key, mask, statistics, scale, needs)
     return _present(found, query)
 
 

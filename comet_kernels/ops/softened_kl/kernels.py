@@ -7,7 +7,7 @@ With c = 1/T and the maxima t* and s* of a row (Hinton, Vinyals and Dean, 2015, 
 
 `chunk_kernel` sweeps one chunk of one row, `row_kernel` joins the chunks of a row; `gradient_kernel` writes one block.
 Every lane of a program keeps running maxima and sums of the columns that it meets, so the sweep exchanges nothing
-between lanes until its end: an element costs one exponential a side, a lane three more for every vector of 16 bytes.
+between lanes until its end: an element costs one exponential a side, a lane two more for every vector of 16 bytes.
 Chunks have a fixed width, so that few rows fill a GPU as well as many, and the order of summation is the same on every
 GPU and beside any other rows.
 
@@ -15,20 +15,28 @@ Measuring both sides from their maxima keeps every term small, and one logarithm
 two large ones, so that little cancels where student and teacher nearly agree. A row's statistics are kept as two
 numbers a side, maximum and log-sum: their sum, the log-sum-exp, would round away the digits that the gradient of large
 logits needs.
-
-A vocabulary such as 250,002 puts most rows off the 16-byte boundaries that wide loads need. Blocks of columns are
-therefore counted from the boundary before a row's first column, if both sides lie alike (`wide_loads`).
 """
 # mypy: disable-error-code="no-untyped-def"
 
 import math
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from comet_kernels.ops import launch
+from comet_kernels.ops.softened_kl.loads import (
+    bias_pointers,
+    first_column,
+    load,
+    load_edge,
+    offset_of,
+    row_pointer,
+    shape_class,
+    wide_loads,
+    with_biases,
+)
+from comet_kernels.ops.softened_kl.rows import NO_BIASES, Biases
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2))
@@ -42,29 +50,7 @@ FORWARD: launch.Table = {
     ("default", "half"): {"BLOCK_V": 2048, "num_warps": 4, "num_stages": 1},
     ("default", "float"): {"BLOCK_V": 1024, "num_warps": 4, "num_stages": 1},
 }
-BACKWARD: launch.Table = {
-    ("default", "half"): {"BLOCK_V": 2048, "num_warps": 4, "num_stages": 1},
-    ("default", "float"): {"BLOCK_V": 2048, "num_warps": 4, "num_stages": 1},
-}
 JOIN: launch.Table = {("default", "any"): {"num_warps": 1, "num_stages": 1}}
-
-
-@triton.jit
-def first_column(row, stride, offset, VECTOR: tl.constexpr, ALIGNED: tl.constexpr):
-    """How far behind a 16-byte boundary a row begins, in columns: where its column 0 stands in the first block."""
-    if ALIGNED:
-        return ((row * stride + offset) % VECTOR).to(tl.int32)
-    else:
-        return tl.full([], 0, tl.int32)
-
-
-@triton.jit
-def row_pointer(logits, row, stride, first, ALIGNED: tl.constexpr):
-    """Where the first block of a row begins; told that this is a boundary, the compiler loads 16 bytes at once."""
-    p_row = logits + row * stride - first
-    if ALIGNED:
-        p_row = tl.multiple_of(p_row, 16)
-    return p_row
 
 
 @triton.jit
@@ -115,18 +101,11 @@ def _join(s_max, t_max, s_sum, t_sum, weighted, scale):
 
 
 @triton.jit
-def _edge(p_s, p_t, o_v, first, stop):
-    """A block of both sides with −∞ outside of the row."""
-    m_v = (o_v >= first) & (o_v < stop)
-    b_s = tl.load(p_s + o_v, mask=m_v, other=-float("inf")).to(tl.float32)
-    b_t = tl.load(p_t + o_v, mask=m_v, other=-float("inf")).to(tl.float32)
-    return b_s, b_t
-
-
-@triton.jit
 def chunk_kernel(
     student,  # [N, V], columns contiguous
     teacher,  # [N, V], columns contiguous
+    student_bias,  # [V], added to every row
+    teacher_bias,  # [V]
     temperature,  # float32 [N]
     mask,  # uint8 [N]
     parts,  # float32 [N, 5, chunks], out: maxima of student and teacher, their sums, Σ e^t (t − s)
@@ -138,21 +117,25 @@ def chunk_kernel(
     offset,  # of the student's first number from a 16-byte boundary, in numbers
     HAS_MASK: tl.constexpr,
     ALIGNED: tl.constexpr,
+    SHIFTED: tl.constexpr,
     VECTOR: tl.constexpr,
+    STUDENT_BIAS: tl.constexpr,
+    TEACHER_BIAS: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     """One (row, chunk of columns), in one sweep."""
     LANES: tl.constexpr = BLOCK_V // VECTOR
-    row = (tl.program_id(0) // chunks).to(tl.int64)
-    chunk = tl.program_id(0) % chunks
+    # Programs that run together take the same columns of different rows, whose biases they find in the cache.
+    row = (tl.program_id(0) % rows).to(tl.int64)
+    chunk = tl.program_id(0) // rows
     chosen = row < rows
     if HAS_MASK:
         chosen = tl.load(mask + row) != 0
     scale = LOG2_E / tl.load(temperature + row)
-    first = first_column(row, stride_sn, offset, VECTOR, ALIGNED)
-    p_s = row_pointer(student, row, stride_sn, first, ALIGNED)
-    p_t = row_pointer(teacher, row, stride_tn, first, ALIGNED)
+    first = first_column(row, stride_sn, offset, VECTOR, SHIFTED)
+    p_s = row_pointer(student, row, stride_sn, first, ALIGNED, SHIFTED, VECTOR)
+    p_t = row_pointer(teacher, row, stride_tn, first, ALIGNED, SHIFTED, VECTOR)
     o_lane, o_number = tl.arange(0, LANES)[:, None], tl.arange(0, VECTOR)[None, :]
     # A lane's numbers are neighbours where it loads them at once, else neighbouring lanes load neighbouring numbers.
     o_v = o_lane * VECTOR + o_number if ALIGNED else o_number * LANES + o_lane
@@ -170,19 +153,23 @@ def chunk_kernel(
     t_sum = tl.zeros([LANES], tl.float32)
     weighted = tl.zeros([LANES], tl.float32)
     if begin < whole:
-        b_s, b_t = _edge(p_s, p_t, begin + o_v, first, stop)
+        m_v = (begin + o_v >= first) & (begin + o_v < stop)
+        b_s = load_edge(p_s, student_bias, begin + o_v, m_v, -float("inf"), STUDENT_BIAS)
+        b_t = load_edge(p_t, teacher_bias, begin + o_v, m_v, -float("inf"), TEACHER_BIAS)
         s_max, t_max, s_sum, t_sum, weighted = _fold(
             b_s, b_t, scale, s_max, t_max, s_sum, t_sum, weighted
         )
     for start in range(whole, rest, BLOCK_V):
-        b_s = tl.load(p_s + start + o_v).to(tl.float32)
-        b_t = tl.load(p_t + start + o_v).to(tl.float32)
+        b_s = load(p_s, student_bias, start + o_v, STUDENT_BIAS)
+        b_t = load(p_t, teacher_bias, start + o_v, TEACHER_BIAS)
         s_max, t_max, s_sum, t_sum, weighted = _fold(
             b_s, b_t, scale, s_max, t_max, s_sum, t_sum, weighted
         )
 
     if rest < stop:
-        b_s, b_t = _edge(p_s, p_t, rest + o_v, first, stop)
+        m_v = (rest + o_v >= first) & (rest + o_v < stop)
+        b_s = load_edge(p_s, student_bias, rest + o_v, m_v, -float("inf"), STUDENT_BIAS)
+        b_t = load_edge(p_t, teacher_bias, rest + o_v, m_v, -float("inf"), TEACHER_BIAS)
         s_max, t_max, s_sum, t_sum, weighted = _fold(
             b_s, b_t, scale, s_max, t_max, s_sum, t_sum, weighted
         )
@@ -233,86 +220,12 @@ def row_kernel(
     tl.store(statistics + 3 * rows + row, tl.where(chosen, tl.log2(t_sum) * LN_2, 0.0))
 
 
-@triton.jit
-def gradient_kernel(
-    student,  # [N, V], columns contiguous
-    teacher,  # [N, V], columns contiguous
-    temperature,  # float32 [N]
-    mask,  # uint8 [N]
-    scale,  # float32 [N]: the gradient of each row's loss
-    statistics,  # float32 [4, N]
-    gradient,  # [N, V], columns contiguous, out; may be `student`
-    rows,
-    columns,
-    stride_sn,
-    stride_tn,
-    stride_gn,
-    offset,  # of the student's first number from a 16-byte boundary, in numbers
-    HAS_MASK: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    VECTOR: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
-    """One (row, block of columns): scale · T · (softmax(s/T) − softmax(t/T)); reads its block before it writes it."""
-    blocks = tl.cdiv(columns + VECTOR - 1, BLOCK_V)
-    row = (tl.program_id(0) // blocks).to(tl.int64)
-    start = (tl.program_id(0) % blocks) * BLOCK_V
-    chosen = row < rows
-    if HAS_MASK:
-        chosen = tl.load(mask + row) != 0
-    degrees = tl.load(temperature + row)
-    factor = tl.load(scale + row) * degrees
-    inverse = LOG2_E / degrees
-    s_max = tl.load(statistics + row)
-    s_log = tl.load(statistics + rows + row) * LOG2_E
-    t_max = tl.load(statistics + 2 * rows + row)
-    t_log = tl.load(statistics + 3 * rows + row) * LOG2_E
-
-    first = first_column(row, stride_sn, offset, VECTOR, ALIGNED)
-    o_v = start + tl.arange(0, BLOCK_V)
-    p_s = row_pointer(student, row, stride_sn, first, ALIGNED) + o_v
-    p_t = row_pointer(teacher, row, stride_tn, first, ALIGNED) + o_v
-    p_g = row_pointer(gradient, row, stride_gn, first, ALIGNED) + o_v
-    end = first + columns
-    if chosen & (start >= first) & (start + BLOCK_V <= end):
-        b_student = tl.exp2((tl.load(p_s).to(tl.float32) - s_max) * inverse - s_log)
-        b_teacher = tl.exp2((tl.load(p_t).to(tl.float32) - t_max) * inverse - t_log)
-        tl.store(p_g, (factor * (b_student - b_teacher)).to(gradient.dtype.element_ty))
-    else:
-        m_read = (o_v >= first) & (o_v < tl.where(chosen, end, first))
-        b_s = tl.load(p_s, mask=m_read, other=0.0).to(tl.float32)
-        b_t = tl.load(p_t, mask=m_read, other=0.0).to(tl.float32)
-        b_student = tl.exp2((b_s - s_max) * inverse - s_log)
-        b_teacher = tl.exp2((b_t - t_max) * inverse - t_log)
-        b_g = tl.where(chosen, factor * (b_student - b_teacher), 0.0)
-        m_write = (o_v >= first) & (o_v < end)
-        tl.store(p_g, b_g.to(gradient.dtype.element_ty), mask=m_write)
-
-
-def shape_class(student: torch.Tensor, teacher: torch.Tensor) -> str:
-    """The tables' second key."""
-    return "float" if max(student.itemsize, teacher.itemsize) == 4 else "half"
-
-
-def wide_loads(*sides: torch.Tensor) -> dict[str, Any]:
-    """Whether all sides' rows lie alike between 16-byte boundaries, and how many of the narrowest numbers fit there."""
-    vector = 16 // min(logits.itemsize for logits in sides)
-    places = {
-        (logits.data_ptr() // logits.itemsize % vector, logits.stride(0) % vector)
-        for logits in sides
-    }
-    return {"ALIGNED": len(places) == 1, "VECTOR": vector}
-
-
-def _offset(student: torch.Tensor, vector: int) -> int:
-    return student.data_ptr() // student.itemsize % vector
-
-
 def forward(
     student: torch.Tensor,
     teacher: torch.Tensor,
     temperature: torch.Tensor,
     mask: torch.Tensor | None,
+    biases: Biases = NO_BIASES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss [N] and statistics [4, N] of rows of logits; columns must be contiguous."""
     rows, columns = student.shape
@@ -320,7 +233,7 @@ def forward(
     statistics = student.new_empty(4, rows, dtype=torch.float32)
     if not rows:
         return loss, statistics
-    loads = wide_loads(student, teacher)
+    loads = with_biases(wide_loads(student, teacher), biases)
     chunks = triton.cdiv(columns + loads["VECTOR"] - 1, CHUNK)
     parts = student.new_empty(rows, 5, chunks, dtype=torch.float32)
     mask_bytes = temperature if mask is None else mask.view(torch.uint8)
@@ -330,6 +243,7 @@ def forward(
         (
             student,
             teacher,
+            *bias_pointers(biases, otherwise=temperature),
             temperature,
             mask_bytes,
             parts,
@@ -338,7 +252,7 @@ def forward(
             chunks,
             student.stride(0),
             teacher.stride(0),
-            _offset(student, loads["VECTOR"]),
+            offset_of(student, loads["VECTOR"]),
         ),
         {"HAS_MASK": mask is not None, "CHUNK": CHUNK, **loads},
         FORWARD,
@@ -355,43 +269,3 @@ def forward(
         student.device,
     )
     return loss, statistics
-
-
-def backward(
-    student: torch.Tensor,
-    teacher: torch.Tensor,
-    temperature: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: torch.Tensor,
-    statistics: torch.Tensor,
-    gradient: torch.Tensor,
-) -> None:
-    """Write the gradient of Σ scale · loss with respect to the student; `gradient` may be `student`."""
-    rows, columns = student.shape
-    if not rows:
-        return
-    loads = wide_loads(student, teacher, gradient)
-    launch.launch(
-        gradient_kernel,
-        lambda o: (rows * triton.cdiv(columns + loads["VECTOR"] - 1, o["BLOCK_V"]),),
-        (
-            student,
-            teacher,
-            temperature,
-            temperature if mask is None else mask.view(torch.uint8),
-            scale,
-            statistics,
-            gradient,
-            rows,
-            columns,
-            student.stride(0),
-            teacher.stride(0),
-            gradient.stride(0),
-            _offset(student, loads["VECTOR"]),
-        ),
-        {"HAS_MASK": mask is not None, **loads},
-        BACKWARD,
-        shape_class(student, teacher),
-        student.device,
-        repeatable=gradient.data_ptr() != student.data_ptr(),
-    )

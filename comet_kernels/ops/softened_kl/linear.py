@@ -4,10 +4,10 @@ The op yields the sum over the rows and, already in the forward, the gradients o
 the incoming gradient. How they come about stands in `linear_pieces.py`.
 """
 
+from collections.abc import Sequence
 from typing import Literal, overload
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from comet_kernels.checks import expect, expect_floating, expect_same_device, expect_shape
 from comet_kernels.ops.softened_kl.linear_pieces import empty_gradients, total_and_gradients
@@ -64,23 +64,48 @@ def _forward_fake(
     return total, loss, *empty_gradients(student_hidden, student_weight, needs)
 
 
+@torch.library.custom_op("comet::linear_softened_kl_backward", mutates_args=())
+def _backward(
+    gradient: torch.Tensor,
+    gradients: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    """The gradients of the sum times the incoming one, in the dtypes of the inputs.
+
+    The inputs are there for what they require: whoever differentiates this again is told that it cannot be done.
+    """
+    # The incoming gradient carries 1 / rows and a scaler's factor: multiplied in float32, 16 bits may not hold it.
+    return [
+        torch.mul(found, gradient).to(tensor.dtype)
+        for found, tensor in zip(gradients, inputs, strict=True)
+    ]
+
+
+@_backward.register_fake
+def _backward_fake(
+    gradient: torch.Tensor,
+    gradients: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    return [
+        found.new_empty(found.shape, dtype=tensor.dtype)
+        for found, tensor in zip(gradients, inputs, strict=True)
+    ]
+
+
 def _remember(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs[:3]]
     ctx.needs = inputs[-3:]
-    ctx.save_for_backward(*output[2:])
+    needed = [i for i, needs in enumerate(ctx.needs) if needs]
+    ctx.save_for_backward(*(output[2 + i] for i in needed), *(inputs[i] for i in needed))
     ctx.mark_non_differentiable(*output[1:])
     # Or backward would be handed a gradient of zeros for each of them, one as large as the weight.
     ctx.set_materialize_grads(False)
 
 
-@once_differentiable
 def _differentiate(ctx, gradient, *_):  # type: ignore[no-untyped-def]
-    # The incoming gradient carries 1 / rows and a scaler's factor: multiplied in float32, 16 bits may not hold it.
-    found = (
-        (saved.float() * gradient).to(dtype) if needed else None
-        for saved, dtype, needed in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs, strict=True)
-    )
-    return *found, *(None,) * 9
+    count = sum(ctx.needs)
+    found = iter(_backward(gradient, ctx.saved_tensors[:count], ctx.saved_tensors[count:]))
+    return *(next(found) if needed else None for needed in ctx.needs), *(None,) * 9
 
 
 _forward.register_autograd(_differentiate, setup_context=_remember)

@@ -100,7 +100,7 @@ class _Side:
     ):
         dtype = dtype_of_products(hidden, weight, autocast)
         self.hidden, self.weight = hidden.to(dtype), weight.to(dtype)
-        self.bias = None if bias is None else bias.to(dtype)
+        self.bias = None if bias is None else bias.to(dtype).contiguous()
         self.columns = weight.shape[0]
         self.stride = -(-self.columns // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
 
@@ -112,11 +112,10 @@ class _Side:
         self.room = self.weight.new_empty(size, self.stride)
 
     def logits(self, piece: slice) -> torch.Tensor:
+        """[rows, V], without the bias."""
         hidden = self.hidden[piece]
         out = self.room[: hidden.shape[0], : self.columns]
-        if self.bias is None:
-            return torch.mm(hidden, self.weight.t(), out=out)
-        return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
+        return torch.mm(hidden, self.weight.t(), out=out)
 
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -163,16 +162,17 @@ def _in_pieces(
     step = min(rows_per_piece(n, student.row_bytes + teacher.row_bytes), max(n, 1))
     student.make_room(step)
     teacher.make_room(step)
+    biases = (student.bias, teacher.bias)
     hidden_gradient, weight_gradient, bias_gradient = gradients
     for start in range(0, n, step):
         piece = slice(start, min(start + step, n))
         chosen = None if mask is None else mask[piece]
         logits = student.logits(piece)
         rows_of = (logits, teacher.logits(piece), temperature[piece], chosen)
-        loss[piece], statistics = rows.forward(*rows_of)
+        loss[piece], statistics = rows.forward(*rows_of, biases)
         if not any(needs):
             continue
-        rows.backward(*rows_of, scale[piece], statistics, logits)
+        rows.backward(*rows_of, scale[piece], statistics, logits, biases)
         if needs[0]:
             hidden_gradient[piece] = _product(logits, student.weight)
         if needs[1]:

@@ -1,7 +1,8 @@
 """Loss and gradient of rows of logits on every device: Triton on GPUs, C++ on the CPU, plain torch in pieces elsewhere.
 
 All three take columns that are contiguous and keep a row's statistics as float32 [4, N]: the student's shift and
-log-sum, the teacher's shift and log-sum, with log Σ e^{x/T} = shift / T + log-sum.
+log-sum, the teacher's shift and log-sum, with log Σ e^{x/T} = shift / T + log-sum. They add a bias [V] to either side's
+rows on the way, since a matrix product that is to add it writes it to the whole result first.
 """
 
 import torch
@@ -10,6 +11,11 @@ from comet_kernels import native
 
 # Float32 numbers of one piece of plain torch, all temporaries together.
 PIECE_BYTES = 64 << 20
+
+
+# Of student and teacher: [V] in the dtype of the logits, contiguous; None for 0.
+Biases = tuple[torch.Tensor | None, torch.Tensor | None]
+NO_BIASES: Biases = (None, None)
 
 
 def checked_temperature(temperature: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -37,15 +43,16 @@ def forward(
     teacher: torch.Tensor,
     temperature: torch.Tensor,
     mask: torch.Tensor | None,
+    biases: Biases = NO_BIASES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """T² KL of every row [N], 0 on rows left out, and the statistics [4, N]."""
     if student.device.type == "cuda":
         from comet_kernels.ops.softened_kl import kernels
 
-        return kernels.forward(student, teacher, temperature, mask)
+        return kernels.forward(student, teacher, temperature, mask, biases)
     if student.device.type == "cpu":
-        return _native_forward(student, teacher, temperature, mask)
-    return plain_forward(student, teacher, temperature, mask)
+        return _native_forward(student, teacher, temperature, mask, biases)
+    return plain_forward(student, teacher, temperature, mask, biases)
 
 
 def backward(
@@ -56,17 +63,23 @@ def backward(
     scale: torch.Tensor,
     statistics: torch.Tensor,
     gradient: torch.Tensor,
+    biases: Biases = NO_BIASES,
 ) -> None:
     """Write scale · T · (softmax(s/T) − softmax(t/T)), 0 on rows left out; `gradient` may be `student`."""
-    arguments = (student, teacher, temperature, mask, scale, statistics, gradient)
+    arguments = (student, teacher, temperature, mask, scale, statistics, gradient, biases)
     if student.device.type == "cuda":
-        from comet_kernels.ops.softened_kl import kernels
+        from comet_kernels.ops.softened_kl import gradient_kernels
 
-        kernels.backward(*arguments)
+        gradient_kernels.backward(*arguments)
     elif student.device.type == "cpu":
         _native_backward(*arguments)
     else:
         plain_backward(*arguments)
+
+
+def _in_float32(biases: Biases) -> Biases:
+    student_bias, teacher_bias = (None if bias is None else bias.float() for bias in biases)
+    return student_bias, teacher_bias
 
 
 def _native_forward(
@@ -74,10 +87,12 @@ def _native_forward(
     teacher: torch.Tensor,
     temperature: torch.Tensor,
     mask: torch.Tensor | None,
+    biases: Biases = NO_BIASES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows, columns = student.shape
     loss = student.new_empty(rows, dtype=torch.float32)
     statistics = student.new_empty(4, rows, dtype=torch.float32)
+    student_bias, teacher_bias = _in_float32(biases)
     native.library().softened_kl_forward(
         student=student.data_ptr(),
         teacher=teacher.data_ptr(),
@@ -92,6 +107,8 @@ def _native_forward(
         kl=loss.data_ptr(),
         statistics=statistics.data_ptr(),
         threads=torch.get_num_threads(),
+        student_bias=0 if student_bias is None else student_bias.data_ptr(),
+        teacher_bias=0 if teacher_bias is None else teacher_bias.data_ptr(),
     )
     return loss, statistics
 
@@ -104,8 +121,10 @@ def _native_backward(
     scale: torch.Tensor,
     statistics: torch.Tensor,
     gradient: torch.Tensor,
+    biases: Biases = NO_BIASES,
 ) -> None:
     rows, columns = student.shape
+    student_bias, teacher_bias = _in_float32(biases)
     native.library().softened_kl_backward(
         student=student.data_ptr(),
         teacher=teacher.data_ptr(),
@@ -123,19 +142,26 @@ def _native_backward(
         gradient_stride=gradient.stride(0),
         gradient_dtype=native.DTYPE_CODES[gradient.dtype],
         threads=torch.get_num_threads(),
+        student_bias=0 if student_bias is None else student_bias.data_ptr(),
+        teacher_bias=0 if teacher_bias is None else teacher_bias.data_ptr(),
     )
 
 
 def _pieces(rows: int, columns: int) -> list[slice]:
-    step = max(1, PIECE_BYTES // (5 * 4 * columns))  # five temporaries
+    step = max(1, PIECE_BYTES // (6 * 4 * columns))  # six temporaries at most
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def _shifted(
-    logits: torch.Tensor, temperature: torch.Tensor, mask: torch.Tensor | None
+    logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    temperature: torch.Tensor,
+    mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(logits − shift) / T in float32 and the shift, a row's maximum; rows left out count as zeros."""
     values_RV = logits.float()
+    if bias is not None:
+        values_RV = values_RV + bias
     if mask is not None:
         values_RV = values_RV.masked_fill(~mask[:, None], 0)
     shift_R = values_RV.amax(-1)
@@ -147,14 +173,19 @@ def plain_forward(
     teacher: torch.Tensor,
     temperature: torch.Tensor,
     mask: torch.Tensor | None,
+    biases: Biases = NO_BIASES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`forward` in plain torch, a few rows at a time."""
     loss = student.new_empty(student.shape[0], dtype=torch.float32)
     statistics = student.new_empty(4, student.shape[0], dtype=torch.float32)
     for rows in _pieces(*student.shape):
         chosen = None if mask is None else mask[rows]
-        student_RV, statistics[0, rows] = _shifted(student[rows], temperature[rows], chosen)
-        teacher_RV, statistics[2, rows] = _shifted(teacher[rows], temperature[rows], chosen)
+        student_RV, statistics[0, rows] = _shifted(
+            student[rows], biases[0], temperature[rows], chosen
+        )
+        teacher_RV, statistics[2, rows] = _shifted(
+            teacher[rows], biases[1], temperature[rows], chosen
+        )
         mass_RV = teacher_RV.exp()
         terms_RV = mass_RV * (teacher_RV - student_RV)
         weighted = terms_RV.masked_fill_(mass_RV == 0, 0).sum(-1)
@@ -174,12 +205,13 @@ def plain_backward(
     scale: torch.Tensor,
     statistics: torch.Tensor,
     gradient: torch.Tensor,
+    biases: Biases = NO_BIASES,
 ) -> None:
     """`backward` in plain torch, a few rows at a time."""
     for rows in _pieces(*student.shape):
         chosen = None if mask is None else mask[rows]
-        student_RV, _ = _shifted(student[rows], temperature[rows], chosen)
-        teacher_RV, _ = _shifted(teacher[rows], temperature[rows], chosen)
+        student_RV, _ = _shifted(student[rows], biases[0], temperature[rows], chosen)
+        teacher_RV, _ = _shifted(teacher[rows], biases[1], temperature[rows], chosen)
         slope_RV = student_RV.sub_(statistics[1, rows, None]).exp_()
         slope_RV -= teacher_RV.sub_(statistics[3, rows, None]).exp_()
         slope_RV *= (scale[rows] * temperature[rows])[:, None]
