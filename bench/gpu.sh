@@ -18,7 +18,7 @@ PYTHON=${PYTHON:-python3}
 MODULES=(torch triton transformers yaml safetensors pytest pytest_benchmark pytest_timeout cpuinfo hypothesis setuptools)
 PEERS=(liger_kernel fla einops)
 OPS=(softened_kl linear_softened_kl mean_attention factorized_projection)
-ALL_STEPS=(build tests memcheck racecheck "${OPS[@]/#/ops-}" step-32 step-128)
+ALL_STEPS=(build tests kernels memcheck racecheck "${OPS[@]/#/ops-}" step-32 step-128)
 
 again=false
 dry_run=false
@@ -53,11 +53,15 @@ fi
 
 # Fills `command`.
 command_of() {
-  local sanitized=(--error-exitcode 9 "$PYTHON" -m pytest tests/kernels/test_factorized_projection.py -m gpu -k "$small")
+  local sanitized=(--error-exitcode 9 "$PYTHON" -m pytest
+    tests/kernels/test_factorized_projection.py tests/kernels/test_projection_cuda.py -m gpu -k "$small")
   case $1 in
     build) command=(bash -c "$PYTHON -m pip install --no-build-isolation --no-deps -e . ||
       $PYTHON setup.py build_ext --inplace") ;;
     tests) command=("$PYTHON" -m pytest tests/kernels -m gpu -rs) ;;
+    # the kernels without the ops around them: interpreted where there is no GPU, compiled here
+    kernels) command=("$PYTHON" -m pytest tests/kernels/test_mean_attention_kernels.py tests/kernels/test_softened_kl.py
+      tests/kernels/test_softened_kl_properties.py tests/kernels/test_linear_softened_kl.py -m "not gpu" -rs) ;;
     # without torch's pool every tensor is an allocation of its own, and running over its end is seen
     memcheck) command=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck "${sanitized[@]}") ;;
     racecheck) command=(compute-sanitizer --tool racecheck "${sanitized[@]}") ;;

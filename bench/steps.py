@@ -24,7 +24,7 @@ from comet.tap import TappedEncoder
 from comet_kernels import reference
 
 VARIANTS = ("plain", "unfused", "fused")
-OBJECTIVE = ObjectiveRecipe()
+OBJECTIVE = ObjectiveRecipe(projection="kronecker")
 LEARNING_RATE = 5e-4
 
 Step = Callable[[], Tensor]

@@ -120,7 +120,7 @@ class ObjectiveRecipe:
         "squared map error: mean over the map's entries, or sum over keys, mean over queries",
     )
     projection: Literal["identity", "dense", "lowrank", "kronecker"] = option(
-        "kronecker", "learnable map from the student's attention to the teacher's"
+        "identity", "learnable map from the student's attention to the teacher's"
     )
     projection_terms: int = option(4, "terms of the kronecker projection")
     projection_rank: int = option(64, "rank of the lowrank projection")

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <stdexcept>
+#include <string>
 
 #include "cpu/instruction_set.h"
 #include "factorized_projection/factorized_projection.h"
@@ -54,9 +55,29 @@ void softened_kl_backward(int64_t student, int64_t teacher, int64_t temperature,
                               pointer<void>(gradient), gradient_stride, dtype_of(gradient_dtype), threads);
 }
 
+void require(bool holds, const char* argument, int64_t got, const std::string& expected) {
+  if (!holds)
+    throw std::invalid_argument(std::string(argument) + ": got " + std::to_string(got) + ", expected " + expected);
+}
+
+// What the ops' checks in Python promise, for callers that come by another way.
 comet::Projection projection_of(int64_t left, int64_t right, int64_t terms, int64_t max_size, int64_t batch,
                                 int64_t size) {
+  constexpr int64_t LARGEST = 1 << 20;
+  require(terms >= 1 && terms <= LARGEST, "terms", terms, "at least 1");
+  require(max_size >= 1 && max_size <= LARGEST, "max_size", max_size, "1 to " + std::to_string(LARGEST));
+  require(size >= 1 && size <= max_size, "size", size, "1 to max_size = " + std::to_string(max_size));
+  require(batch >= 0, "batch", batch, "0 or more");
+  require(left != 0, "left", left, "an address");
+  require(right != 0, "right", right, "an address");
   return {pointer<const float>(left), pointer<const float>(right), terms, max_size, batch, size};
+}
+
+// An address that must be given if there is any sample.
+template <class T>
+T* maps(int64_t address, int64_t batch, const char* argument) {
+  require(address != 0 || batch == 0, argument, address, "an address");
+  return pointer<T>(address);
 }
 
 comet::ProjectionGradients gradients_of(int64_t map, int64_t left, int64_t right) {
@@ -66,23 +87,27 @@ comet::ProjectionGradients gradients_of(int64_t map, int64_t left, int64_t right
 void factorized_projection_forward(int64_t map, int64_t left, int64_t right, int64_t terms, int64_t max_size,
                                    int64_t batch, int64_t size, int64_t output, int64_t threads) {
   comet::factorized_projection_forward(projection_of(left, right, terms, max_size, batch, size),
-                                       pointer<const float>(map), pointer<float>(output), threads);
+                                       maps<const float>(map, batch, "map"), maps<float>(output, batch, "output"),
+                                       threads);
 }
 
 void factorized_projection_backward(int64_t map, int64_t left, int64_t right, int64_t terms, int64_t max_size,
                                     int64_t batch, int64_t size, int64_t output_gradient, int64_t map_gradient,
                                     int64_t left_gradient, int64_t right_gradient, int64_t threads) {
   comet::factorized_projection_backward(projection_of(left, right, terms, max_size, batch, size),
-                                        pointer<const float>(map), pointer<const float>(output_gradient),
+                                        maps<const float>(map, batch, "map"),
+                                        maps<const float>(output_gradient, batch, "output_gradient"),
                                         gradients_of(map_gradient, left_gradient, right_gradient), threads);
 }
 
 void projected_mse(int64_t student_map, int64_t teacher_map, int64_t left, int64_t right, int64_t mask, int64_t terms,
                    int64_t max_size, int64_t batch, int64_t size, int64_t loss, int64_t map_gradient,
                    int64_t left_gradient, int64_t right_gradient, int64_t threads) {
-  comet::projected_mse(projection_of(left, right, terms, max_size, batch, size), pointer<const float>(student_map),
-                       pointer<const float>(teacher_map), pointer<const uint8_t>(mask), pointer<float>(loss),
-                       gradients_of(map_gradient, left_gradient, right_gradient), threads);
+  comet::projected_mse(projection_of(left, right, terms, max_size, batch, size),
+                       maps<const float>(student_map, batch, "student_map"),
+                       maps<const float>(teacher_map, batch, "teacher_map"), pointer<const uint8_t>(mask),
+                       maps<float>(loss, 1, "loss"), gradients_of(map_gradient, left_gradient, right_gradient),
+                       threads);
 }
 
 #ifdef COMET_HAS_CUDA
@@ -93,37 +118,41 @@ int64_t cuda_projection_workspace_bytes(int64_t terms, int64_t batch, int64_t si
   return comet::cuda_workspace_bytes(terms, batch, size, {needs_map, needs_left, needs_right});
 }
 
-comet::CudaCall call_of(int64_t workspace, int64_t device, int64_t stream) {
-  return {static_cast<int>(device), pointer<void>(stream), pointer<void>(workspace)};
+comet::CudaCall call_of(int64_t workspace, int64_t precision, int64_t stream) {
+  require(precision >= 0 && precision <= 2, "precision", precision, "0, 1 or 2");
+  require(workspace % 16 == 0, "workspace", workspace, "a multiple of 16");
+  return {pointer<void>(stream), pointer<void>(workspace), static_cast<int>(precision)};
 }
 
 void cuda_factorized_projection_forward(int64_t map, int64_t left, int64_t right, int64_t terms, int64_t max_size,
-                                        int64_t batch, int64_t size, int64_t output, int64_t workspace, int64_t device,
-                                        int64_t stream) {
+                                        int64_t batch, int64_t size, int64_t output, int64_t workspace,
+                                        int64_t precision, int64_t stream) {
   comet::cuda_factorized_projection_forward(projection_of(left, right, terms, max_size, batch, size),
-                                            pointer<const float>(map), pointer<float>(output),
-                                            call_of(workspace, device, stream));
+                                            maps<const float>(map, batch, "map"),
+                                            maps<float>(output, batch, "output"),
+                                            call_of(workspace, precision, stream));
 }
 
 void cuda_factorized_projection_backward(int64_t map, int64_t left, int64_t right, int64_t terms, int64_t max_size,
                                          int64_t batch, int64_t size, int64_t output_gradient, int64_t map_gradient,
                                          int64_t left_gradient, int64_t right_gradient, int64_t workspace,
-                                         int64_t device, int64_t stream) {
+                                         int64_t precision, int64_t stream) {
   comet::cuda_factorized_projection_backward(projection_of(left, right, terms, max_size, batch, size),
-                                             pointer<const float>(map), pointer<const float>(output_gradient),
+                                             maps<const float>(map, batch, "map"),
+                                             maps<const float>(output_gradient, batch, "output_gradient"),
                                              gradients_of(map_gradient, left_gradient, right_gradient),
-                                             call_of(workspace, device, stream));
+                                             call_of(workspace, precision, stream));
 }
 
 void cuda_projected_mse(int64_t student_map, int64_t teacher_map, int64_t left, int64_t right, int64_t mask,
                         int64_t terms, int64_t max_size, int64_t batch, int64_t size, int64_t loss,
                         int64_t map_gradient, int64_t left_gradient, int64_t right_gradient, int64_t workspace,
-                        int64_t device, int64_t stream) {
+                        int64_t precision, int64_t stream) {
   comet::cuda_projected_mse(projection_of(left, right, terms, max_size, batch, size),
-                            pointer<const float>(student_map), pointer<const float>(teacher_map),
-                            pointer<const uint8_t>(mask), pointer<float>(loss),
-                            gradients_of(map_gradient, left_gradient, right_gradient),
-                            call_of(workspace, device, stream));
+                            maps<const float>(student_map, batch, "student_map"),
+                            maps<const float>(teacher_map, batch, "teacher_map"), pointer<const uint8_t>(mask),
+                            maps<float>(loss, 1, "loss"), gradients_of(map_gradient, left_gradient, right_gradient),
+                            call_of(workspace, precision, stream));
 }
 #else
 constexpr bool HAS_CUDA = false;
@@ -160,13 +189,13 @@ PYBIND11_MODULE(_native, module) {
   module.def("cuda_projection_workspace_bytes", cuda_projection_workspace_bytes, "terms"_a, "batch"_a, "size"_a,
              "needs_map"_a, "needs_left"_a, "needs_right"_a);
   module.def("cuda_factorized_projection_forward", cuda_factorized_projection_forward, "map"_a, "left"_a, "right"_a,
-             "terms"_a, "max_size"_a, "batch"_a, "size"_a, "output"_a, "workspace"_a, "device"_a, "stream"_a,
+             "terms"_a, "max_size"_a, "batch"_a, "size"_a, "output"_a, "workspace"_a, "precision"_a, "stream"_a,
              unlocked());
   module.def("cuda_factorized_projection_backward", cuda_factorized_projection_backward, "map"_a, "left"_a, "right"_a,
              "terms"_a, "max_size"_a, "batch"_a, "size"_a, "output_gradient"_a, "map_gradient"_a, "left_gradient"_a,
-             "right_gradient"_a, "workspace"_a, "device"_a, "stream"_a, unlocked());
+             "right_gradient"_a, "workspace"_a, "precision"_a, "stream"_a, unlocked());
   module.def("cuda_projected_mse", cuda_projected_mse, "student_map"_a, "teacher_map"_a, "left"_a, "right"_a,
              "mask"_a, "terms"_a, "max_size"_a, "batch"_a, "size"_a, "loss"_a, "map_gradient"_a, "left_gradient"_a,
-             "right_gradient"_a, "workspace"_a, "device"_a, "stream"_a, unlocked());
+             "right_gradient"_a, "workspace"_a, "precision"_a, "stream"_a, unlocked());
 #endif
 }

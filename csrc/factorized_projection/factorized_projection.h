@@ -42,11 +42,19 @@ void factorized_projection_backward(const Projection& projection, const float* m
 void projected_mse(const Projection& projection, const float* student_map, const float* teacher_map,
                    const uint8_t* mask, float* loss, const ProjectionGradients& gradients, int64_t threads);
 
-// The same on a CUDA device. Nothing waits for the device; memory comes from the caller.
+// The same on the current CUDA device. Nothing waits for the device; memory comes from the caller.
+//
+// How factors of matrix products are rounded; sums are float32 always.
+enum Precision : int {
+  IN_FLOAT32 = 0,   // not at all
+  IN_TF32 = 1,      // to tf32: 11 bits of mantissa
+  IN_BFLOAT16 = 2,  // to bfloat16: 8 bits of mantissa
+};
+
 struct CudaCall {
-  int device;
-  void* stream;     // cudaStream_t
+  void* stream;     // cudaStream_t of the current device
   void* workspace;  // cuda_workspace_bytes(...) bytes, aligned to 16
+  int precision;    // a Precision
 };
 
 struct WantedGradients {

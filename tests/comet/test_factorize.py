@@ -62,14 +62,15 @@ def test_a_trained_projection_becomes_the_start_of_another_run(tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "module/projection.weight: 256 parameters, maps of 4 × 4" in printed
     assert "    2           64         0.0000" in printed
-    recipe = ObjectiveRecipe(projection_terms=2, projection_start=str(output))
+    kronecker = {"projection": "kronecker", "projection_terms": 2}
+    recipe = ObjectiveRecipe(**kronecker, projection_start=str(output))
     projection = make_projection(recipe, 4)
     assert torch.equal(projection.left, load_file(output)["left"])
     with pytest.raises(ValueError, match=r"start\.safetensors exists; name another file"):
         main([str(checkpoint), "--output", str(output)])
     with pytest.raises(ValueError, match=r"has left \[2, 4, 4\], expected \[2, 5, 5\]"):
         make_projection(recipe, 5)
-    recipe = ObjectiveRecipe(projection_start=str(tmp_path / "nothing"))
+    recipe = ObjectiveRecipe(**kronecker, projection_start=str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match=r"objective\.projection_start: .*nothing cannot be read"):
         make_projection(recipe, 4)
     with pytest.raises(ValueError, match=r"objective\.projection_start: got .*, expected nothing"):

@@ -39,6 +39,8 @@ TINY_RUN = [
     "--student.hidden_size", "16",
     "--student.heads", "2",
     "--student.intermediate_size", "24",
+    "--objective.projection", "kronecker",
+    "--objective.projection_terms", "2",
     "--corpus.max_length", "24",
     "--corpus.held_out", "8",
     "--optimisation.warmup_steps", "1",

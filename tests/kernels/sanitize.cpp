@@ -1,4 +1,4 @@
-// Runs csrc's C++, and its CUDA on the emulation in emulated_cuda, over odd shapes and compares with loops in double.
+// Runs csrc's C++ over odd shapes and compares with loops in double.
 // Meant to be compiled with -fsanitize=address,undefined: every buffer has exactly the size it must have.
 #include <cmath>
 #include <cstdio>
@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "cpu/instruction_set.h"
-#include "emulated_cuda/cuda_runtime.h"
 #include "factorized_projection/cpu_product.h"
 #include "factorized_projection/factorized_projection.h"
 #include "softened_kl/cpu_blocks.h"
@@ -138,27 +137,6 @@ Outcome run_on_cpu(const Case& c, const Inputs& in, int64_t threads) {
   return out;
 }
 
-Outcome run_emulated(const Case& c, const Inputs& in, bool last_thread_first) {
-  const int64_t maps = c.batch * c.size * c.size, corners = c.terms * c.max_size * c.max_size;
-  Outcome out{unwritten(maps), unwritten(1), unwritten(maps), unwritten(corners), unwritten(corners),
-              unwritten(maps), unwritten(corners), unwritten(corners)};
-  const comet::Projection p = in.projection(c);
-  emulated::last_thread_first = last_thread_first;
-  const auto workspace = [&](bool wanted) {
-    return unwritten(comet::cuda_workspace_bytes(c.terms, c.batch, c.size, {wanted, wanted, wanted}) / 4);
-  };
-  Numbers room = workspace(false);
-  comet::cuda_factorized_projection_forward(p, in.map.data(), out.projected.data(), {0, nullptr, room.data()});
-  room = workspace(true);
-  comet::cuda_factorized_projection_backward(
-      p, in.map.data(), in.given.data(),
-      {out.map_of_given.data(), out.left_of_given.data(), out.right_of_given.data()}, {0, nullptr, room.data()});
-  room = workspace(true);
-  comet::cuda_projected_mse(p, in.map.data(), in.teacher.data(), c.masked ? in.mask.data() : nullptr, out.loss.data(),
-                            {out.map.data(), out.left.data(), out.right.data()}, {0, nullptr, room.data()});
-  return out;
-}
-
 void compare(const Case& c, const Inputs& in, const Outcome& out, const char* where) {
   const int64_t s = c.size;
   Truth d(in.given.begin(), in.given.end());
@@ -200,10 +178,6 @@ void check_projection() {
     const Outcome one = run_on_cpu(c, in, 1);
     compare(c, in, one, " on the CPU");
     require(same(one, run_on_cpu(c, in, 7)), c.name("one thread and seven"));
-    if (c.size > 65) continue;  // the emulation is slow, and two tiles a side show what more would
-    const Outcome forward = run_emulated(c, in, false);
-    compare(c, in, forward, " on emulated CUDA");
-    if (c.size < 20) require(same(forward, run_emulated(c, in, true)), c.name("order of CUDA threads"));
   }
 }
 

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 
 import torch
 
-PIECE_BYTES = 64 << 20
+from comet_kernels.ops.factorized_projection.arguments import Gradients, Needs
 
-Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
-Needs = tuple[bool, bool, bool]
+PIECE_BYTES = 64 << 20
 
 
 def forward(map: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
