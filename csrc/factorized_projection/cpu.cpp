@@ -18,7 +18,7 @@
 namespace comet {
 namespace {
 
-constexpr int64_t TASK_ROWS = 132;                   // a whole sample of usual length, eleven tiles
+constexpr int64_t TASK_ROWS = 264;                   // a whole sample of usual length, 22 tiles
 constexpr int64_t FEWEST_ROWS = 12;                  // one tile
 constexpr int64_t GROUP_NUMBERS = int64_t{1} << 24;  // 64 MiB of float32 per group of samples
 constexpr int64_t PRODUCTS_PER_THREAD = 1 << 20;     // fewer multiplications are not worth starting a thread
