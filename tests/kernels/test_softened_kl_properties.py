@@ -1,7 +1,7 @@
 """`softened_kl` and `linear_softened_kl` on whatever shapes, layouts, masks and temperatures Hypothesis thinks of."""
 
+import linear_problems
 import pytest
-import test_linear_softened_kl as linear_tests
 import test_softened_kl as tests
 import torch
 from accuracy import RELATIVE_RMS, relative_rms
@@ -78,7 +78,7 @@ def test_linear_softened_kl(device, data):
     n, v = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 700))
     sizes = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
     dtype, bias = data.draw(DTYPES), data.draw(st.booleans())
-    student, teacher = linear_tests.make(n, v, *sizes, dtype, device, bias)
+    student, teacher = linear_problems.make(n, v, *sizes, dtype, device, bias)
     if data.draw(st.booleans()):
         student[0] = student[0].t().contiguous().t()
         teacher[1] = torch.cat([teacher[1]] * 2, 1)[:, : sizes[1]]
@@ -88,8 +88,8 @@ def test_linear_softened_kl(device, data):
     arguments = (student, teacher, temperature, mask, 0.7, needs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear_pieces, "rows_per_piece", lambda n, row_bytes: rows)
-        found = linear_tests.run(linear_softened_kl, *arguments)
+        found = linear_problems.run(linear_softened_kl, *arguments)
     product_dtype = linear_pieces.dtype_of_products(*student[:2], None)
-    oracle = linear_tests.of_rounded_logits(product_dtype, *arguments)
-    plain = linear_tests.run(reference.linear_softened_kl, *arguments)
+    oracle = linear_problems.of_rounded_logits(product_dtype, *arguments)
+    plain = linear_problems.run(reference.linear_softened_kl, *arguments)
     judge(found, oracle, plain, hottest(temperature), dtype)
