@@ -16,7 +16,8 @@ from torch.nn.functional import kl_div, log_softmax, mse_loss, softmax
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, XLMRobertaConfig
 
 import comet_kernels
-from comet.objective import Batch, Distiller
+from comet.batch import Batch
+from comet.objective import Distiller
 from comet.projections import make_projection
 from comet.recipe import ObjectiveRecipe, StudentRecipe
 from comet.students import student_config

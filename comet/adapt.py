@@ -25,10 +25,10 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+from comet.batch import Batch
 from comet.batches import BatchStream, Masking, evaluation_batches, open_text, tokenise
 from comet.configuration import parse_command, run_command
 from comet.corpus import Corpus
-from comet.objective import Batch
 from comet.recipe import AdaptRecipe, ModelRecipe
 from comet.runs import RunFolder, resolve
 from comet.students import (

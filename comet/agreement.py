@@ -12,7 +12,8 @@ from types import ModuleType
 import torch
 from accelerate import Accelerator
 
-from comet.objective import Batch, Distiller
+from comet.batch import Batch
+from comet.objective import Distiller
 from comet.projections import masked_mse
 from comet.tap import TappedEncoder
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from comet.batch import Batch
 from comet.corpus import Corpus, TextStream, open_corpus
-from comet.objective import Batch
 from comet.recipe import CorpusRecipe
 
 IGNORED_LABEL = -100

@@ -14,10 +14,11 @@ import comet_kernels
 import comet_kernels.reference
 from comet import quickstart
 from comet.agreement import Agreement, measure_distiller, table
+from comet.batch import Batch
 from comet.batches import BatchStream, Masking, evaluation_batches, open_text
 from comet.configuration import parse_command, run_command
 from comet.corpus import Corpus
-from comet.objective import Batch, Distiller
+from comet.objective import Distiller
 from comet.projections import make_projection
 from comet.recipe import DistillRecipe
 from comet.runs import RunFolder, resolve

@@ -8,67 +8,28 @@
 `ops` is one of two namespaces with the same names: `comet_kernels`, or `comet_kernels.reference` in plain torch.
 """
 
-from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from comet.batch import Batch, Counts, StepLosses
 from comet.projections import Projection
 from comet.recipe import ObjectiveRecipe
 from comet.tap import TappedEncoder
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sequences as both models read them.
-
-    Attributes:
-        input_ids: `[B, S]` int64, masked as in MLM training.
-        mask: `[B, S]` bool, true on real tokens; None when nothing is padded.
-        kd_positions: `[N]` int64, the tokens whose logits are matched, as positions in the flattened `[B · S]`.
-        labels: `[B, S]` int64, the original id where a token was chosen for masking, −100 elsewhere.
-        tokens: how many tokens are real.
-        squared_lengths: Σ_b n_b², the number of real pairs of tokens.
-    """
-
-    input_ids: Tensor
-    mask: Tensor | None
-    kd_positions: Tensor
-    labels: Tensor
-    tokens: int
-    squared_lengths: int
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch with its tensors on a device."""
-        return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            None if self.mask is None else self.mask.to(device, non_blocking=True),
-            self.kd_positions.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.tokens,
-            self.squared_lengths,
-        )
-
-
-class Losses(NamedTuple):
-    """Scalars, float32: the whole objective and its two terms before weighting."""
-
-    total: Tensor
-    kd: Tensor
-    attention: Tensor
+from comet.teachers import Teacher
 
 
 class Distiller(nn.Module):
     """Student, projection and objective as one module whose forward returns the loss; the teacher is held, not trained.
 
     Args:
-        teacher: frozen; put into evaluation mode and kept out of this module's parameters.
+        teacher: frozen, and kept out of this module's parameters.
         student: trained.
         projection: trained with the student.
         recipe: weights and options.
         ops: `comet_kernels` or `comet_kernels.reference`.
+        languages: how many the corpus has.
 
     Raises:
         ValueError: teacher and student have different vocabularies.
@@ -76,11 +37,12 @@ class Distiller(nn.Module):
 
     def __init__(
         self,
-        teacher: TappedEncoder,
+        teacher: Teacher,
         student: TappedEncoder,
         projection: Projection,
         recipe: ObjectiveRecipe,
         ops: ModuleType,
+        languages: int = 1,
     ) -> None:
         super().__init__()
         sizes = student.output_weight.shape[0], teacher.output_weight.shape[0]
@@ -93,39 +55,49 @@ class Distiller(nn.Module):
         self.projection = projection
         self.recipe = recipe
         self.ops = ops
-        self._teacher = (teacher.eval().requires_grad_(False),)
+        self.languages = languages
+        self._teacher = (teacher,)
 
     @property
-    def teacher(self) -> TappedEncoder:
+    def teacher(self) -> Teacher:
         """The frozen teacher; not a submodule, so neither optimizer nor checkpoint sees it."""
         return self._teacher[0]
 
-    def forward(self, batch: Batch) -> Losses:
-        """Both models read the batch once; gradients flow to student and projection."""
-        with torch.no_grad():
-            teacher = self.teacher(batch.input_ids, batch.mask)
-            teacher_map = self.ops.mean_attention(
-                teacher.query, teacher.key, batch.mask, scale=teacher.scale
-            )
+    def forward(self, batch: Batch, totals: Counts | None = None) -> StepLosses:
+        """Both models read the batch once; gradients flow to student and projection.
+
+        Args:
+            batch: a piece of a step's batch, or all of it.
+            totals: what the sums are divided by: the counts of the whole step; None where the batch is all of it.
+        """
+        totals = batch.counts if totals is None else totals
+        teacher = self.teacher.read(batch)
+        assert teacher.attention_map is not None and teacher.hidden is not None
         student = self.student(batch.input_ids, batch.mask)
         student_map = self.ops.mean_attention(
             student.query, student.key, batch.mask, scale=student.scale
         )
-        kd = self.ops.linear_softened_kl(
-            _choose(student.hidden, batch.kd_positions),
+        mean_kd, kl_N = self.ops.linear_softened_kl(
+            student.hidden.flatten(0, 1).index_select(0, batch.kd_positions),
             self.student.output_weight,
             self.student.output_bias,
-            _choose(teacher.hidden, batch.kd_positions),
+            teacher.hidden,
             self.teacher.output_weight,
             self.teacher.output_bias,
             self.recipe.temperature,
+            return_kl=True,
         )
-        attention = self.projection.loss(student_map, teacher_map, batch.mask, self.ops)
-        if self.recipe.attention_reduction == "row":
-            attention = attention * (batch.squared_lengths / batch.tokens)
+        kd = mean_kd * (len(batch.kd_positions) / totals.matched)
+        attention = self.projection.loss(student_map, teacher.attention_map, batch.mask, self.ops)
+        rows = self.recipe.attention_reduction == "row"
+        attention = attention * (batch.squared_lengths / (totals.tokens if rows else totals.pairs))
         total = self.recipe.alpha * kd + (1 - self.recipe.alpha) * attention
-        return Losses(total, kd, attention)
+        by_language = sums_by_language(kl_N, batch, self.languages)
+        return StepLosses(total, {"kd": kd, "attention": attention}, by_language)
 
 
-def _choose(hidden_BSE: Tensor, positions_N: Tensor) -> Tensor:
-    return hidden_BSE.flatten(0, 1).index_select(0, positions_N)
+def sums_by_language(values_N: Tensor, batch: Batch, languages: int) -> Tensor:
+    """`[2, L]`: sums over each language's matched tokens, and how many those are; without atomics."""
+    rows_N = batch.kd_positions // batch.input_ids.shape[1]
+    member_NL = nn.functional.one_hot(batch.languages[rows_N], languages).to(values_N.dtype)
+    return torch.stack([values_N @ member_NL, member_NL.sum(0)])

@@ -20,8 +20,9 @@ from filelock import FileLock
 
 import comet
 from comet.agreement import Agreement, measure, table
+from comet.batch import Batch
 from comet.configuration import build, read_recipe, to_yaml
-from comet.objective import Batch, Distiller
+from comet.objective import Distiller
 from comet.recipe import AdaptRecipe, DistillRecipe, ModelRecipe, RunRecipe
 from comet.runs import RECORD
 from comet.students import count_parameters, load_masked_lm

@@ -63,6 +63,9 @@ class TeacherRecipe:
     model: str | None = option(None, "hub id or folder; none: a toy teacher, trained and cached")
     revision: str | None = option(None, "branch, tag or commit on the hub")
     attention_layer: int = option(-1, "the layer whose attention map is matched; -1 is the last")
+    cache: str | None = option(
+        None, "folder of python -m comet.cache_teacher: train from it, with no teacher in memory"
+    )
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,27 @@ class CorpusRecipe:
     held_out: int = option(64, "documents per language that are never trained on")
     max_length: int = option(128, "tokens per sequence; longer documents are cut into several")
     mask_probability: float = option(0.15, "share of tokens chosen as in MLM; 0 feeds plain text")
+    shuffle_buffer: int = option(10000, "documents shuffled together where text is streamed")
+    in_memory: int = option(
+        1024,
+        "MiB of local files, as they lie on disk, up to which they are held in memory, not streamed",
+    )
+    streams: int = option(
+        1, "streams the text is split into, each read by one process (or by several that share it)"
+    )
+    workers: int = option(1, "background processes that read and tokenise; 0: none")
+    strict: bool = option(
+        False, "end at a line that cannot be read instead of counting and skipping it"
+    )
 
     def __post_init__(self) -> None:
         require_positive(
             "corpus",
             {"sampling_temperature": self.sampling_temperature, "held_out": self.held_out},
         )
+        require_positive("corpus", {"shuffle_buffer": self.shuffle_buffer, "streams": self.streams})
+        for name in ("in_memory", "workers"):
+            require(getattr(self, name) >= 0, f"corpus.{name}", getattr(self, name), "0 or more")
         require(self.max_length >= 4, "corpus.max_length", self.max_length, "4 or more")
         require(
             0 <= self.mask_probability < 1,
@@ -151,7 +169,14 @@ class OptimisationRecipe:
     """AdamW, and Muon if asked for, with linear warm-up and linear decay."""
 
     steps: int = option(1000, "optimizer steps")
-    batch_size: int = option(32, "sequences per step")
+    batch_size: int = option(32, "sequences per step, over all processes")
+    batch_tokens: int | None = option(
+        None, "tokens per step, padding included, instead of batch_size sequences"
+    )
+    accumulation: int = option(
+        1,
+        "pieces a process reads its share of a step in, one after the other; the loss stays the same",
+    )
     learning_rate: float = option(5e-4, "peak learning rate of AdamW")
     muon_learning_rate: float | None = option(
         None, "peak rate of Muon for the matrices of the layers; none: AdamW trains those too"
@@ -159,7 +184,16 @@ class OptimisationRecipe:
     warmup_steps: int = option(100, "steps from 0 to the peak")
     weight_decay: float = option(0.01, "decoupled decay of weight matrices")
     max_grad_norm: float = option(1.0, "gradient norm, over student and projection, to clip to")
-    precision: Literal["float32", "bfloat16"] = option("float32", "dtype of matrix products")
+    precision: Literal["float32", "bfloat16", "float16"] = option(
+        "float32", "dtype of matrix products; float16 scales the loss, and needs a GPU"
+    )
+    compile: bool = option(False, "torch.compile teacher and student")
+    gradient_checkpointing: bool = option(
+        False, "keep the student's layers' inputs only and run the layers again for the gradient"
+    )
+    skipped_steps: int = option(
+        3, "steps in a row without a finite loss or gradient that are skipped before the run ends"
+    )
 
     def __post_init__(self) -> None:
         require_positive(
@@ -169,8 +203,14 @@ class OptimisationRecipe:
                 "batch_size": self.batch_size,
                 "learning_rate": self.learning_rate,
                 "max_grad_norm": self.max_grad_norm,
+                "accumulation": self.accumulation,
             },
         )
+        require(
+            self.skipped_steps >= 0, "optimisation.skipped_steps", self.skipped_steps, "0 or more"
+        )
+        if self.batch_tokens is not None:
+            require_positive("optimisation", {"batch_tokens": self.batch_tokens})
         if self.muon_learning_rate is not None:
             require_positive("optimisation", {"muon_learning_rate": self.muon_learning_rate})
         require(
@@ -193,9 +233,14 @@ class RunRecipe:
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     checkpoint_every: int = option(500, "steps between checkpoints")
     keep_checkpoints: int = option(2, "how many of the newest checkpoints stay")
+    evaluate_every: int = option(
+        0, "steps between evaluations on held-out text; 0: at the start and the end only"
+    )
+    trackers: list[Literal["tensorboard", "wandb"]] = option([], "where metrics are also sent")
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "run.seed", self.seed, "0 or more")
+        require(self.evaluate_every >= 0, "run.evaluate_every", self.evaluate_every, "0 or more")
         require_positive(
             "run",
             {

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
+from comet.batch import Batch
 from comet.checkpoints import (
     checkpoints,
     load_checkpoint,
@@ -28,7 +29,6 @@ from comet.checkpoints import (
     restore_random,
     save_checkpoint,
 )
-from comet.objective import Batch
 from comet.recipe import OptimisationRecipe, RunRecipe
 from comet.runs import RunFolder, peak_memory
 

@@ -6,7 +6,8 @@ from torch.nn.functional import log_softmax
 
 import comet_kernels
 import comet_kernels.reference
-from comet.objective import Batch, Distiller
+from comet.batch import Batch
+from comet.objective import Distiller
 from comet.projections import make_projection
 from comet.recipe import ObjectiveRecipe, StudentRecipe
 from comet.students import make_student
