@@ -1,13 +1,21 @@
-"""The distillation step three ways, on models with random weights.
+"""The distillation step several ways, on models with random weights.
 
-plain    as a user of transformers writes AfroXLMR-Comet's step (arXiv 2502.18020): eager attention with
-         `output_attentions=True`, the logits of both models, `log_softmax` and `kl_div`, a dense S² × S² projection
-unfused  Comet's step in plain torch: one layer's query and key, the factorized projection
-fused    Comet's step with `comet_kernels`
+plain       as a user of transformers writes AfroXLMR-Comet's step (arXiv 2502.18020): eager attention with
+            `output_attentions=True`, the logits of both models, `log_softmax` and `kl_div`, a dense S² × S² projection
+unfused     Comet's step in plain torch: one layer's query and key, the factorized projection
+fused       Comet's step with `comet_kernels`
+cached      the same from a teacher cache that holds the inputs of the teacher's head
+cached-top  from one that holds its largest logits
+
+The caches are files that the teacher has written before; a step reads its batch from them as a run does.
 """
 
+import gc
+import tempfile
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -16,15 +24,22 @@ from torch.nn.functional import kl_div, log_softmax, mse_loss, softmax
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, XLMRobertaConfig
 
 import comet_kernels
+from bench.memory import forget_peak
 from comet.batch import Batch
+from comet.cache_files import CheckedFiles, batch_from, write_tensors
+from comet.cache_writer import Kept, Reader
+from comet.frozen import round_weights
 from comet.objective import Distiller
+from comet.objective_recipe import ObjectiveRecipe
 from comet.projections import make_projection
-from comet.recipe import ObjectiveRecipe, StudentRecipe
+from comet.recipe import StudentRecipe
 from comet.students import student_config
 from comet.tap import TappedEncoder
+from comet.teacher_cache import CachedTeacher
+from comet.teachers import OnlineTeacher, Teacher
 from comet_kernels import reference
 
-VARIANTS = ("plain", "unfused", "fused")
+VARIANTS = ("plain", "unfused", "fused", "cached", "cached-top")
 OBJECTIVE = ObjectiveRecipe(projection="kronecker")
 LEARNING_RATE = 5e-4
 
@@ -35,6 +50,7 @@ Step = Callable[[], Tensor]
 class Shapes:
     """What the step works on; by default the paper's teacher and student.
 
+    `top` is how many logits `cached-top` keeps: all of them in `TINY`, where its loss is to be that of the others.
     `precision` is that of matrix products: weights and optimizer stay in float32, products run under autocast.
     """
 
@@ -47,6 +63,7 @@ class Shapes:
     hidden_size: int = 1024
     heads: int = 16
     intermediate_size: int = 4096
+    top: int = 64
     student: StudentRecipe = field(default_factory=StudentRecipe)
 
     @property
@@ -71,6 +88,7 @@ TINY = Shapes(
     hidden_size=32,
     heads=4,
     intermediate_size=48,
+    top=1009,
     student=StudentRecipe(layers=2, hidden_size=16, heads=2, intermediate_size=24, dropout=0.0),
 )
 
@@ -122,27 +140,73 @@ def plain_step(shapes: Shapes, ids_BS: Tensor) -> tuple[Step, list[nn.Parameter]
     return loss, [*student.parameters(), *projection.parameters()]
 
 
-def comet_step(shapes: Shapes, ids_BS: Tensor, ops: ModuleType) -> tuple[Step, list[nn.Parameter]]:
-    """Comet's, with `comet_kernels` or its reference."""
-    teacher = random_model(shapes.teacher, "sdpa", shapes.device)
+def comet_step(variant: str, shapes: Shapes, ids_BS: Tensor) -> tuple[Step, list[nn.Parameter]]:
+    """Comet's: with `comet_kernels` or its reference, with a teacher at work or from a cache."""
+    ops = reference if variant == "unfused" else comet_kernels
+    teacher = online_teacher(shapes, ops)
+    batch = full_batch(ids_BS)
+    if variant.startswith("cached"):
+        top = shapes.top if variant == "cached-top" else 0
+        files = write_cache(teacher, batch.to(torch.device("cpu")), shapes, top)
+        del teacher
+        gc.collect()
+        forget_peak(shapes.device)
+        head = files.tensors("head")
+        cached = CachedTeacher(head["weight"], head["bias"], shapes.precision)
+        cached.to(torch.device(shapes.device))
+        distiller = make_distiller(cached, shapes, ops)
+        return (
+            lambda: distiller(batch_from(files.tensors("steps"), "all").to(ids_BS.device)).total,
+            list(distiller.parameters()),
+        )
+    distiller = make_distiller(teacher, shapes, ops)
+    return (lambda: distiller(batch).total), list(distiller.parameters())
+
+
+def online_teacher(shapes: Shapes, ops: ModuleType) -> OnlineTeacher:
+    """The teacher as a run holds it."""
+    model = random_model(shapes.teacher, "sdpa", shapes.device)
+    round_weights(model, shapes.precision, torch.device(shapes.device))
+    return OnlineTeacher(TappedEncoder(model), ops)
+
+
+def make_distiller(teacher: Teacher, shapes: Shapes, ops: ModuleType) -> Distiller:
+    """With a student of the shapes'."""
     student = random_model(student_config(shapes.teacher, shapes.student), "sdpa", shapes.device)
-    distiller = Distiller(
-        TappedEncoder(teacher),
-        TappedEncoder(student.train()),
-        make_projection(OBJECTIVE, shapes.length).to(shapes.device),
-        OBJECTIVE,
-        ops,
-    )
+    projection = make_projection(OBJECTIVE, shapes.length).to(shapes.device)
+    return Distiller(teacher, TappedEncoder(student.train()), projection, OBJECTIVE, ops)
+
+
+def full_batch(ids_BS: Tensor) -> Batch:
+    """Nothing padded, nothing masked, all tokens matched."""
+    rows, length = ids_BS.shape
     tokens = ids_BS.numel()
-    batch = Batch(
+    return Batch(
         input_ids=ids_BS,
         mask=None,
         kd_positions=torch.arange(tokens, device=ids_BS.device),
+        masked_positions=torch.arange(0, device=ids_BS.device),
         labels=torch.full_like(ids_BS, -100),
+        languages=torch.zeros_like(ids_BS[:, 0]),
         tokens=tokens,
-        squared_lengths=tokens * shapes.length,
+        squared_lengths=rows * length**2,
     )
-    return (lambda: distiller(batch).total), list(distiller.parameters())
+
+
+def write_cache(teacher: OnlineTeacher, batch: Batch, shapes: Shapes, top: int) -> CheckedFiles:
+    """What `comet.cache_teacher` writes of one step: largest logits if `top` is above 0, else hidden states."""
+    folder = tempfile.TemporaryDirectory(prefix="bench-cache-")
+    kept = Kept("logits" if top else "hidden", top, OBJECTIVE.temperature)
+    reader = Reader(teacher, shapes.precision, torch.device(shapes.device))
+    assert teacher.output_bias is not None
+    tensors = {
+        "steps": reader.read(batch, kept),
+        "head": {"weight": teacher.output_weight, "bias": teacher.output_bias},
+    }
+    described = {name: write_tensors(Path(folder.name) / name, tensors[name]) for name in tensors}
+    files = CheckedFiles(Path(folder.name), described)
+    weakref.finalize(files, folder.cleanup)
+    return files
 
 
 def make_step(variant: str, shapes: Shapes) -> tuple[Step, Step]:
@@ -154,8 +218,7 @@ def make_step(variant: str, shapes: Shapes) -> tuple[Step, Step]:
     if variant == "plain":
         forward, parameters = plain_step(shapes, ids_BS)
     else:
-        ops = comet_kernels if variant == "fused" else reference
-        forward, parameters = comet_step(shapes, ids_BS, ops)
+        forward, parameters = comet_step(variant, shapes, ids_BS)
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
     halved = shapes.precision == "bfloat16"
 

@@ -11,12 +11,14 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from transformers import (
     AutoModelForMaskedLM,
@@ -25,22 +27,31 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from comet.batch import Batch
-from comet.batches import BatchStream, Masking, evaluation_batches, open_text, tokenise
+from comet.batch import Batch, Counts, StepLosses, total_counts
+from comet.batches import Masking, StepBatches, evaluation_batches, open_text, tokenise
 from comet.configuration import parse_command, run_command
 from comet.corpus import Corpus
+from comet.coverage import coverage, coverage_table
+from comet.memory_advice import explained, sizes_of
+from comet.objective import sums_by_language
+from comet.processes import make_accelerator
 from comet.recipe import AdaptRecipe, ModelRecipe
 from comet.runs import RunFolder, resolve
+from comet.sources import mixture
 from comet.students import (
     count_parameters,
+    keep_inputs_only,
     load_masked_lm,
     load_tokenizer,
     require_embedded,
     save_model,
+    save_tokenizer,
 )
 from comet.tap import TappedEncoder, usable_positions
 from comet.tokenizers import train_tokenizer
-from comet.training import Training, make_accelerator
+from comet.trackers import Trackers
+from comet.training import Training, Watching
+from comet.watch import Watch
 
 PROGRAM = "comet.adapt"
 SHORTCUTS = {
@@ -52,29 +63,32 @@ SHORTCUTS = {
     "--steps": "optimisation.steps",
     "--batch-size": "optimisation.batch_size",
     "--seed": "run.seed",
+    "--compile": "optimisation.compile",
 }
 TOKENIZER_CHARACTERS = 10_000_000
 ENTROPY_DOCUMENTS = 1000
 
 
-class MlmLosses(NamedTuple):
-    """The masked-language-model loss, a scalar in nats per masked token."""
-
-    total: Tensor
-
-
 class MaskedLanguageModel(nn.Module):
-    """Cross-entropy of the masked tokens; logits are computed for those alone."""
+    """Cross-entropy of the masked tokens; logits are computed for those alone.
 
-    def __init__(self, encoder: TappedEncoder) -> None:
+    Args:
+        encoder: what is trained.
+        languages: how many the corpus has.
+    """
+
+    def __init__(self, encoder: TappedEncoder, languages: int = 1) -> None:
         super().__init__()
         self.encoder = encoder
+        self.languages = languages
 
-    def forward(self, batch: Batch) -> MlmLosses:
-        """Mean over the batch's masked tokens, `batch.kd_positions`."""
+    def forward(self, batch: Batch, totals: Counts | None = None) -> StepLosses:
+        """The batch's share of the mean over the step's masked tokens, in nats; see `StepLosses`."""
+        totals = total_counts([batch]) if totals is None else totals
         logits_NV, labels_N = self.masked_logits(batch)
-        summed = nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
-        return MlmLosses(summed / max(len(labels_N), 1))
+        losses_N = nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="none")
+        by_language = sums_by_language(losses_N.detach(), batch, self.languages)
+        return StepLosses(losses_N.sum() / totals.masked, {}, by_language)
 
     def masked_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits `[N, V]` and labels `[N]` of the masked tokens."""
@@ -105,16 +119,19 @@ def main(argv: Sequence[str]) -> None:
         default_recipe=lambda flags: "adapt" if "model.model" in flags else "from-scratch",
     )
     folder, recipe = resolve(AdaptRecipe, given, PROGRAM)
-    adapt(recipe, folder, resume=given.resume)
+    adapt(recipe, folder, resume=given.resume, resume_from=given.resume_from)
 
 
-def adapt(recipe: AdaptRecipe, folder: Path, *, resume: bool = False) -> Path:
+def adapt(
+    recipe: AdaptRecipe, folder: Path, *, resume: bool = False, resume_from: int | None = None
+) -> Path:
     """Train a masked language model.
 
     Args:
         recipe: the run.
         folder: the run folder; made.
         resume: go on from its newest checkpoint.
+        resume_from: go on from the checkpoint of this step.
 
     Returns:
         The folder of the model and its tokenizer.
@@ -122,37 +139,60 @@ def adapt(recipe: AdaptRecipe, folder: Path, *, resume: bool = False) -> Path:
     Raises:
         ValueError: something the user can mend, in one line.
     """
+    accelerator = make_accelerator(recipe.optimisation.precision)
     run = RunFolder(folder, recipe, resume=resume)
-    accelerator = make_accelerator(recipe.optimisation)
+    trackers = Trackers(recipe.run.trackers, folder)
     corpus = open_text(recipe.corpus, recipe.run.seed)
-    torch.manual_seed(recipe.run.seed)
-    model, tokenizer = make_model(recipe, corpus, folder / "tokenizer" if resume else None)
-    with run.recorded(corpus=corpus.fingerprint()):
-        tokenizer.save_pretrained(folder / "tokenizer")
-        masking = Masking(tokenizer, recipe.corpus.mask_probability, "masked", recipe.run.seed)
-        entropy = piece_entropy(corpus, tokenizer, recipe.corpus.max_length)
-        module = MaskedLanguageModel(TappedEncoder(model))
-        print(
+    set_seed(recipe.run.seed)
+    saved = folder / "tokenizer"
+    model, tokenizer = make_model(recipe, corpus, saved if resume and saved.is_dir() else None)
+    masking = Masking(tokenizer, recipe.corpus.mask_probability, "masked", recipe.run.seed)
+    batches = WarmStart(corpus, masking, recipe, accelerator)
+    entropy = piece_entropy(corpus, tokenizer, recipe.corpus.max_length)
+    covered = {
+        language: coverage(tokenizer, texts) for language, texts in corpus.held_out().items()
+    }
+    if recipe.optimisation.gradient_checkpointing:
+        keep_inputs_only(model)
+    module = MaskedLanguageModel(TappedEncoder(model), len(corpus.languages))
+    if recipe.optimisation.compile:
+        module.encoder.compile(dynamic=True)
+    held_out = held_out_batches(corpus, masking, recipe)
+    sizes = sizes_of(model, processes=accelerator.num_processes)
+    facts = {"corpus": corpus.fingerprint()}
+    with explained(recipe, sizes), run.recorded(**facts), closing(batches):
+        if accelerator.is_main_process:
+            save_tokenizer(tokenizer, saved)
+        accelerator.print(
             f"model    {count_parameters(model):,} parameters, {len(tokenizer):,} pieces\n"
-            f"corpus   {', '.join(corpus.languages)}\n"
+            f"{mixture(corpus)}\n"
+            f"{coverage_table(covered)}\n"
             f"entropy  {entropy} nats: a loss near these has learnt nothing of the context yet\n"
             f"output   {folder}",
             flush=True,
         )
-        training = Training(
-            module,
-            WarmStart(corpus, masking, recipe),
-            recipe.optimisation,
-            recipe.run,
-            run,
-            accelerator,
+        watching = Watching(
+            program=PROGRAM,
+            languages=corpus.languages,
+            watch=Watch(covered, measure="loss"),
+            trackers=trackers,
+            tokenizer=tokenizer,
+            evaluate=lambda: {
+                language: {"loss": value}
+                for language, value in held_out_loss(module, held_out, accelerator).items()
+            },
             remark=f" ({entropy})",
         )
+        training = Training(
+            module, batches, recipe.optimisation, recipe.run, run, accelerator, watching
+        )
         if resume:
-            training.resume()
-            print(f"resuming at step {training.step}", flush=True)
-        training.train()
-        loss = held_out_loss(module, corpus, masking, recipe, accelerator)
+            training.resume(resume_from)
+            accelerator.print(f"resuming at step {training.step}", flush=True)
+        trackers.start(accelerator, run.recipe, training.step)
+        with closing(trackers):
+            training.train()
+        loss = held_out_loss(module, held_out, accelerator)
         run.write_json(
             "held_out.json",
             {
@@ -161,9 +201,13 @@ def adapt(recipe: AdaptRecipe, folder: Path, *, resume: bool = False) -> Path:
                 "entropy_given_language": entropy.given_language,
             },
         )
-        save_model(model, tokenizer, folder / "model")
-    print("\nHeld-out masked loss (nats)  " + "  ".join(f"{k} {v:.3f}" for k, v in loss.items()))
-    print(f"to be compared with          {entropy}\n\nmodel  {folder / 'model'}")
+        if accelerator.is_main_process:
+            save_model(model, tokenizer, folder / "model")
+    accelerator.print(
+        "\nHeld-out masked loss (nats)  "
+        + "  ".join(f"{name} {value:.3f}" for name, value in loss.items())
+        + f"\nto be compared with          {entropy}\n\nmodel  {folder / 'model'}"
+    )
     return folder / "model"
 
 
@@ -221,38 +265,59 @@ def encoder_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> X
 
 
 class WarmStart:
-    """Batches of short sequences for the first steps, of full length after them, over one text stream."""
+    """Batches of short sequences for the first steps, of full length after them, over one text."""
 
-    def __init__(self, corpus: Corpus, masking: Masking, recipe: AdaptRecipe) -> None:
-        self._stream = corpus.training_stream()
+    def __init__(
+        self, corpus: Corpus, masking: Masking, recipe: AdaptRecipe, accelerator: Accelerator
+    ) -> None:
+        self._corpus = corpus
         self._masking = masking
         self._recipe = recipe
+        self._accelerator = accelerator
         self._given = 0
-        self._batches = self._start()
+        self._batches = self._start(None)
 
-    def __next__(self) -> Batch:
-        if self._given == self._recipe.warm_start.steps:
-            self._batches = self._start()
+    def __next__(self) -> list[Batch]:
+        if 0 < self._given == self._recipe.warm_start.steps:
+            text = self._batches.text_state()
+            self._batches.close()
+            self._batches = self._start(text)
         self._given += 1
         return next(self._batches)
 
     def state_dict(self) -> dict[str, Any]:
         """The position, as JSON."""
-        return {"given": self._given, "batches": self._batches.state_dict()}
+        return {"given": self._given, **self._batches.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position."""
+        self._batches.close()
         # batches are those of the last one given: the switch comes with the first full-length batch
         self._given = max(state["given"] - 1, 0)
-        self._batches = self._start()
+        self._batches = self._start(None)
         self._given = state["given"]
-        self._batches.load_state_dict(state["batches"])
+        self._batches.load_state_dict(state)
 
-    def _start(self) -> BatchStream:
+    def close(self) -> None:
+        """End the background processes."""
+        self._batches.close()
+
+    def _start(self, text: Mapping[str, Any] | None) -> StepBatches:
         short = self._given < self._recipe.warm_start.steps
+        optimisation = self._recipe.optimisation
         lengths = self._recipe.warm_start if short else self._recipe.corpus
-        sizes = self._recipe.warm_start if short else self._recipe.optimisation
-        return BatchStream(self._stream, self._masking, sizes.batch_size, lengths.max_length)
+        return StepBatches(
+            self._corpus,
+            self._masking,
+            batch_size=self._recipe.warm_start.batch_size if short else optimisation.batch_size,
+            batch_tokens=None if short else optimisation.batch_tokens,
+            max_length=lengths.max_length,
+            accumulation=optimisation.accumulation,
+            process=self._accelerator.process_index,
+            processes=self._accelerator.num_processes,
+            workers=self._recipe.corpus.workers,
+            text=text,
+        )
 
 
 def piece_entropy(
@@ -281,23 +346,38 @@ def piece_entropy(
     )
 
 
+def held_out_batches(
+    corpus: Corpus, masking: Masking, recipe: AdaptRecipe
+) -> dict[str, list[Batch]]:
+    """Evaluation batches by language."""
+    return {
+        language: evaluation_batches(
+            texts,
+            masking,
+            recipe.optimisation.batch_size,
+            recipe.corpus.max_length,
+            corpus.languages.index(language),
+        )
+        for language, texts in corpus.held_out().items()
+    }
+
+
 def held_out_loss(
     module: MaskedLanguageModel,
-    corpus: Corpus,
-    masking: Masking,
-    recipe: AdaptRecipe,
+    held_out: Mapping[str, Sequence[Batch]],
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """Masked loss, in nats per masked token, by language; `all` is the mean over languages."""
+    """Masked loss, in nats per masked token, by language; `all` is the mean over languages.
+
+    Every process measures all of it.
+    """
     module.eval()
     losses: dict[str, float] = {}
     with torch.no_grad(), accelerator.autocast():
-        for language, texts in corpus.held_out().items():
+        for language, batches in held_out.items():
             summed = tokens = 0.0
-            for batch in evaluation_batches(
-                texts, masking, recipe.optimisation.batch_size, recipe.corpus.max_length
-            ):
-                count = len(batch.kd_positions)
+            for batch in batches:
+                count = len(batch.masked_positions)
                 summed += module(batch.to(accelerator.device)).total.item() * count
                 tokens += count
             losses[language] = summed / max(tokens, 1)

@@ -1,18 +1,31 @@
-"""Checkpoints: everything training needs to go on, written aside and renamed, as safetensors and JSON (no pickle)."""
+"""Checkpoints: everything training needs to go on, written aside and renamed, as safetensors and JSON (no pickle).
 
+step-N/tensors.safetensors   model, projection, optimizers, random generators, sums since the last logged line
+step-N/state.json            step, position in the corpus, schedules, the recipe
+step-N/checksums.json        SHA-256 of both
+"""
+
+import contextlib
+import hashlib
 import json
 import os
+import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-TENSORS = "tensors.safetensors"
-STATE = "state.json"
+TENSORS, STATE, CHECKSUMS = "tensors.safetensors", "state.json", "checksums.json"
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint's files are not those that were written."""
 
 
 def save_checkpoint(
@@ -30,13 +43,27 @@ def save_checkpoint(
     Raises:
         OSError: the disk is full or the folder cannot be written; earlier checkpoints stay as they were.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     partial, final = folder / f".step-{step}.partial", folder / f"step-{step}"
     try:
-        partial.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for remains in folder.glob(".step-*.partial"):  # of a run that was killed while it saved
+            shutil.rmtree(remains)
+        partial.mkdir()
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial / TENSORS)
         (partial / STATE).write_text(json.dumps(dict(state)), encoding="utf-8")
+        sums = {name: _checksum(partial / name) for name in (TENSORS, STATE)}
+        (partial / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
         replace_folder(partial, final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        there = checkpoints(folder)
+        last = (
+            f"the last good checkpoint is {there[-1].name}" if there else "there is none before it"
+        )
+        raise OSError(
+            f"cannot write checkpoint {final}: {_reason(error)}; {last}; make room, or make the folder "
+            "writable, and go on with --resume"
+        ) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -55,15 +82,67 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors, on the CPU, and the state.
 
     Raises:
-        ValueError: the checkpoint is damaged.
+        DamagedCheckpoint: a file is missing or is not what was written.
     """
     try:
+        sums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
+        for name in (TENSORS, STATE):
+            if sums[name] != _checksum(path / name):
+                raise DamagedCheckpoint(
+                    f"{path / name} is not what was written: its checksum differs"
+                )
         return load_file(path / TENSORS), json.loads((path / STATE).read_text(encoding="utf-8"))
-    except Exception as error:  # safetensors has an exception type of its own, not a ValueError
-        raise ValueError(
-            f"--resume: checkpoint {path} cannot be read ({type(error).__name__}: {error}); delete that "
-            "folder to go on from the one before it"
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        if isinstance(error, DamagedCheckpoint):
+            raise
+        raise DamagedCheckpoint(
+            f"{path} cannot be read ({type(error).__name__}: {error})"
         ) from error
+
+
+def choose_checkpoint(folder: Path, step: int | None) -> Path | None:
+    """The checkpoint a run goes on from: the newest, or that of `step`; None where a run has none yet.
+
+    Raises:
+        ValueError: there is none of that step.
+    """
+    there = checkpoints(folder)
+    if step is None:
+        return there[-1] if there else None
+    for path in there:
+        if path.name == f"step-{step}":
+            return path
+    names = ", ".join(path.name for path in there) or "none"
+    raise ValueError(f"--resume-from: got {step}, but the checkpoints in {folder} are {names}")
+
+
+def load_chosen(folder: Path, step: int | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Read the checkpoint a run goes on from; None where it has none yet. Newer ones are set aside, not removed.
+
+    Raises:
+        ValueError: it is damaged; the message offers the one before it.
+    """
+    chosen = choose_checkpoint(folder, step)
+    if chosen is None:
+        return None
+    there = checkpoints(folder)
+    try:
+        loaded = load_checkpoint(chosen)
+    except DamagedCheckpoint as error:
+        earlier = there[: there.index(chosen)]
+        advice = (
+            f"go on from the one before it with --resume-from {earlier[-1].name[5:]}"
+            if earlier
+            else "there is none before it, so the run has to start again"
+        )
+        raise ValueError(
+            f"--resume: checkpoint {chosen.name} is damaged; {advice} ({error})"
+        ) from error
+    for newer in there[there.index(chosen) + 1 :]:
+        set_aside = newer.with_name(f"{newer.name}.set-aside")
+        shutil.rmtree(set_aside, ignore_errors=True)
+        newer.rename(set_aside)
+    return loaded
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -114,28 +193,52 @@ def restore_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def random_tensors() -> dict[str, Tensor]:
-    """State of torch's generators, which dropout draws from."""
-    states = {"random/cpu": torch.get_rng_state()}
+def random_tensors(process: int) -> dict[str, Tensor]:
+    """State of one process's generators: torch's, which dropout draws from, numpy's and Python's."""
+    kind, keys, *numbers = np.random.get_state()  # noqa: NPY002
+    assert kind == "MT19937"
+    _, words, gauss = random.getstate()
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+        "numpy-numbers": torch.tensor(numbers, dtype=torch.float64),
+        "python": torch.tensor(words, dtype=torch.int64),
+        "python-gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+    }
     if torch.cuda.is_available():
-        states["random/cuda"] = torch.cuda.get_rng_state()
-    return states
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {f"random/{process}/{name}": value for name, value in states.items()}
 
 
-def restore_random(tensors: Mapping[str, Tensor]) -> None:
-    """Give torch's generators their saved state back."""
-    torch.set_rng_state(tensors["random/cpu"])
-    if torch.cuda.is_available() and "random/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random/cuda"])
+def restore_random(tensors: Mapping[str, Tensor], process: int) -> None:
+    """Give one process's generators their saved state back; a process that was not there then keeps its own."""
+    prefix = f"random/{process}/"
+    states = {
+        name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)
+    }
+    if not states:
+        return
+    torch.set_rng_state(states["torch"])
+    place, has_gauss, gauss = states["numpy-numbers"].tolist()
+    keys = states["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(place), int(has_gauss), gauss))  # noqa: NPY002
+    gausses = states["python-gauss"].tolist()
+    random.setstate((3, tuple(states["python"].tolist()), gausses[0] if gausses else None))
+    if torch.cuda.is_available() and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def replace_folder(partial: Path, final: Path) -> None:
     """Put a folder that was written aside into its place, durably."""
     for path in (*partial.rglob("*"), partial):
         _synchronise(path)
-    shutil.rmtree(final, ignore_errors=True)
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        final.rename(old)
     partial.rename(final)
     _synchronise(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _synchronise(path: Path) -> None:
@@ -144,3 +247,15 @@ def _synchronise(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

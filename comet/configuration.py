@@ -6,8 +6,10 @@ the dataclass. Nothing unknown is accepted.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +21,8 @@ import torch
 import transformers
 import yaml
 
+from comet.processes import FailedElsewhere
+
 Recipe = TypeVar("Recipe")
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -29,6 +33,18 @@ def option(default: Any, help: str) -> Any:
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def require(condition: bool, key: str, got: object, expected: str) -> None:
+    """Raise `ValueError("key: got …, expected …")` unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{key}: got {got}, expected {expected}")
+
+
+def require_positive(part: str, values: dict[str, float]) -> None:
+    """Require finite numbers above zero; keys are fields of `part`."""
+    for name, value in values.items():
+        require(math.isfinite(value) and value > 0, f"{part}.{name}", value, "a number above 0")
 
 
 def run_command(main: Callable[[Sequence[str]], None], program: str) -> NoReturn:
@@ -43,9 +59,11 @@ def run_command(main: Callable[[Sequence[str]], None], program: str) -> NoReturn
         advice = "out of memory: lower optimisation.batch_size or corpus.max_length"
         print(f"{program}: error: {advice} ({_one_line(str(error))})", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        print(f"{program}: {error or 'interrupted'}", file=sys.stderr)
+        sys.exit(getattr(error, "code", 130))
+    except FailedElsewhere:
+        sys.exit(2)
     sys.exit(0)
 
 
@@ -57,11 +75,13 @@ class Given:
         content: part → field → value, from the recipe file and the flags.
         recipe: the name or file of the recipe, or None.
         resume: that flag; a default recipe then adds nothing to `content`, as the run has its own.
+        resume_from: the step of the checkpoint to go on from, None for the newest.
     """
 
     content: dict[str, dict[str, Any]]
     recipe: str | None
     resume: bool
+    resume_from: int | None = None
 
 
 def parse_command(
@@ -89,13 +109,14 @@ def parse_command(
     namespace = vars(_parser(recipe_class, program, description, shortcuts).parse_args(list(argv)))
     flags = {key: value for key, value in namespace.items() if "." in key}
     recipe = namespace["recipe"] or default_recipe(flags)
-    keeps_its_own = namespace["resume"] and namespace["recipe"] is None
+    resume = namespace["resume"] or namespace["resume_from"] is not None
+    keeps_its_own = resume and namespace["recipe"] is None
     content = {} if recipe is None or keeps_its_own else read_recipe(recipe_class, recipe)
     for key, value in flags.items():
         part, field = key.split(".")
         kind = get_type_hints(get_type_hints(recipe_class)[part])[field]
         content.setdefault(part, {})[field] = _checked(kind, value, f"--{key}")
-    return Given(content, recipe, namespace["resume"])
+    return Given(content, recipe, resume, namespace["resume_from"])
 
 
 def read_recipe(recipe_class: type, name_or_file: str) -> dict[str, dict[str, Any]]:
@@ -185,8 +206,7 @@ def _suggestion(word: str, known: Sequence[str]) -> str:
 
 def _checked(kind: Any, value: Any, where: str) -> Any:
     """The value if it is of the annotated kind, whole numbers passing as float; a `ValueError` otherwise."""
-    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    for one in options:
+    for one in _options(kind):
         if get_origin(one) is Literal and value in get_args(one):
             return value
         if get_origin(one) is list and isinstance(value, list):
@@ -200,6 +220,11 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
         if one in (int, str, bool) and type(value) is one:
             return value
     raise ValueError(f"{where}: got {value!r}, expected {_kind_in_words(kind)}")
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    """The kinds of a union, or the one kind."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def _is_scientific(text: str) -> bool:
@@ -243,6 +268,13 @@ def _parser(
     parser.add_argument(
         "--resume", action="store_true", default=False, help="go on from the last checkpoint"
     )
+    parser.add_argument(
+        "--resume-from",
+        type=int,
+        default=None,
+        metavar="STEP",
+        help="go on from an earlier checkpoint; newer ones are set aside",
+    )
     flags_of = {target: flag for flag, target in shortcuts.items()}
     for part_name, part in get_type_hints(recipe_class).items():
         group = parser.add_argument_group(part_name, (part.__doc__ or "").split("\n")[0])
@@ -259,15 +291,42 @@ def _parser(
 
 def _argument(kind: Any) -> dict[str, Any]:
     """How argparse should take a field of this kind; what it lets through is checked again by kind."""
-    options = [one for one in get_args(kind) if one is not NoneType] or [kind]
-    one = options[0] if get_origin(kind) in (Union, UnionType) else kind
+    options = [one for one in _options(kind) if one is not NoneType]
+    one = options[0]
+    if len(options) > 1:
+        return {
+            "type": _reader(options),
+            "metavar": "|".join(_kind_in_short(one) for one in options),
+        }
     if one is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(one) is list:
-        return {"nargs": "+", "metavar": get_args(one)[0].__name__.upper()}
+        return {"nargs": "+", "metavar": _kind_in_short(get_args(one)[0])}
     if get_origin(one) is Literal:
         return {"choices": get_args(one)}
-    return {"type": one, "metavar": {int: "N", float: "X"}.get(one, "TEXT")}
+    return {"type": one, "metavar": _kind_in_short(one)}
+
+
+def _reader(options: Sequence[Any]) -> Callable[[str], Any]:
+    """From the command line's text to the first of several kinds that takes it."""
+
+    def read(text: str) -> Any:
+        for one in options:
+            if get_origin(one) is Literal and text in get_args(one):
+                return text
+            if one in (int, float):
+                with contextlib.suppress(ValueError):
+                    return one(text)
+        words = " or ".join(_kind_in_words(one) for one in options)
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected {words}")
+
+    return read
+
+
+def _kind_in_short(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    return {int: "N", float: "X"}.get(kind, "TEXT")
 
 
 def _one_line(message: str) -> str:

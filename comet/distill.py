@@ -1,43 +1,46 @@
 """`python -m comet.distill`: parse, build, train, close."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from transformers import PreTrainedTokenizerFast
+from accelerate.utils import set_seed
 
 import comet_kernels
 import comet_kernels.reference
 from comet import quickstart
 from comet.agreement import Agreement, measure_distiller, table
-from comet.batch import Batch
-from comet.batches import BatchStream, Masking, evaluation_batches, open_text
 from comet.configuration import parse_command, run_command
-from comet.corpus import Corpus
+from comet.memory_advice import explained, sizes_of
 from comet.objective import Distiller
+from comet.processes import make_accelerator
 from comet.projections import make_projection
 from comet.recipe import DistillRecipe
 from comet.runs import RunFolder, resolve
+from comet.sources import Sources, cached_sources, online_sources
 from comet.students import (
     count_parameters,
-    load_masked_lm,
+    keep_inputs_only,
     load_tokenizer,
     make_student,
-    require_embedded,
     require_same_vocabulary,
     save_model,
 )
 from comet.tap import TappedEncoder, usable_positions
-from comet.training import Training, make_accelerator
+from comet.teacher_cache import open_cache
+from comet.trackers import Trackers
+from comet.training import Training, Watching
+from comet.watch import Watch
 
 PROGRAM = "comet.distill"
 SHORTCUTS = {
     "--fused": "objective.fused",
     "--teacher": "teacher.model",
+    "--teacher-cache": "teacher.cache",
     "--student": "student.model",
     "--corpus": "corpus.paths",
     "--languages": "corpus.languages",
@@ -45,6 +48,7 @@ SHORTCUTS = {
     "--steps": "optimisation.steps",
     "--batch-size": "optimisation.batch_size",
     "--seed": "run.seed",
+    "--compile": "optimisation.compile",
 }
 
 
@@ -59,49 +63,69 @@ def main(argv: Sequence[str]) -> None:
         default_recipe=_default_recipe,
     )
     folder, recipe = resolve(DistillRecipe, given, PROGRAM)
-    distill(recipe, folder, resume=given.resume)
+    distill(recipe, folder, resume=given.resume, resume_from=given.resume_from)
 
 
-def distill(recipe: DistillRecipe, folder: Path, *, resume: bool = False) -> dict[str, Agreement]:
+def distill(
+    recipe: DistillRecipe, folder: Path, *, resume: bool = False, resume_from: int | None = None
+) -> dict[str, Agreement]:
     """Train a student of a teacher's.
 
     Args:
         recipe: the run.
         folder: the run folder; made.
         resume: go on from its newest checkpoint.
+        resume_from: go on from the checkpoint of this step.
 
     Returns:
         How closely the student follows the teacher on held-out text, by language.
 
     Raises:
         ValueError: something the user can mend, in one line.
+        Interrupted: asked to stop; a checkpoint was saved.
     """
+    accelerator = make_accelerator(recipe.optimisation.precision)
     run = RunFolder(folder, recipe, resume=resume)
+    trackers = Trackers(recipe.run.trackers, folder)
     ops: ModuleType = comet_kernels if recipe.objective.fused else comet_kernels.reference
-    accelerator = make_accelerator(recipe.optimisation)
-    corpus = open_text(recipe.corpus, recipe.run.seed)
-    teacher_name = recipe.teacher.model or quickstart.toy_teacher()
-    distiller, tokenizer = build_distiller(recipe, teacher_name, ops)
-    with run.recorded(teacher=teacher_name, corpus=corpus.fingerprint()):
-        masking = Masking(
-            tokenizer, recipe.corpus.mask_probability, recipe.objective.kd_tokens, recipe.run.seed
-        )
-        batches = BatchStream(
-            corpus.training_stream(),
-            masking,
-            recipe.optimisation.batch_size,
-            recipe.corpus.max_length,
-        )
-        held_out = held_out_batches(corpus, masking, recipe)
-        training = Training(distiller, batches, recipe.optimisation, recipe.run, run, accelerator)
+    sources = open_sources(recipe, ops, accelerator)
+    distiller = build_distiller(recipe, sources, ops)
+    student = distiller.student.model
+    sizes = sizes_of(student, sources.model, accelerator.num_processes)
+    with explained(recipe, sizes), run.recorded(**sources.facts), closing(sources.batches):
         distiller.teacher.to(accelerator.device)
-        _announce(distiller, corpus, ops, folder, accelerator)
-        before = measure_distiller(distiller, held_out, accelerator)
+        distiller.to(accelerator.device)
+
+        def agreement() -> dict[str, Agreement]:
+            return measure_distiller(distiller, sources.held_out, accelerator)
+
+        watching = Watching(
+            program=PROGRAM,
+            languages=sources.languages,
+            watch=Watch(sources.coverage, recipe.objective),
+            trackers=trackers,
+            tokenizer=sources.tokenizer,
+            evaluate=lambda: {name: asdict(one) for name, one in agreement().items()},
+        )
+        training = Training(
+            distiller,
+            sources.batches,
+            recipe.optimisation,
+            recipe.run,
+            run,
+            accelerator,
+            watching,
+            before_step=distiller.set_progress,
+        )
+        accelerator.print(_announcement(distiller, sources, ops, folder, accelerator))
+        before = agreement()
         if resume:
-            training.resume()
-            print(f"resuming at step {training.step}", flush=True)
-        training.train()
-        after = measure_distiller(distiller, held_out, accelerator)
+            training.resume(resume_from)
+            accelerator.print(f"resuming at step {training.step}", flush=True)
+        trackers.start(accelerator, run.recipe, training.step)
+        with closing(trackers):
+            training.train()
+        after = agreement()
         run.write_json(
             "agreement.json",
             {
@@ -109,88 +133,72 @@ def distill(recipe: DistillRecipe, folder: Path, *, resume: bool = False) -> dic
                 for when, found in (("before", before), ("after", after))
             },
         )
-        save_model(distiller.student.model, tokenizer, folder / "student")
-    print(f"\nHeld-out agreement with the teacher\n{table({'before': before, 'after': after})}")
-    print(f"\nstudent  {folder / 'student'}\nrun      {folder}")
-    if recipe.teacher.model is None:
-        quickstart.compare(recipe, distiller, after, held_out, accelerator, folder)
+        if accelerator.is_main_process:
+            save_model(student, sources.tokenizer, folder / "student")
+    accelerator.print(
+        f"\nHeld-out agreement with the teacher\n{table({'before': before, 'after': after})}\n\n"
+        f"student  {folder / 'student'}\nrun      {folder}"
+    )
+    if recipe.teacher.model is None and recipe.teacher.cache is None:
+        quickstart.compare(recipe, distiller, after, sources.held_out, accelerator, folder)
     return after
 
 
-def build_distiller(
-    recipe: DistillRecipe, teacher_name: str, ops: ModuleType
-) -> tuple[Distiller, PreTrainedTokenizerFast]:
-    """Teacher, student, projection and objective of a recipe, and the tokenizer both read with.
+def open_sources(recipe: DistillRecipe, ops: ModuleType, accelerator: Accelerator) -> Sources:
+    """What a recipe reads: a cache where it names one, else a teacher and text.
 
     Raises:
-        ValueError: no MLM head, different vocabularies, sequences longer than the positions.
+        ValueError: it cannot be had.
     """
-    teacher = load_masked_lm(teacher_name, revision=recipe.teacher.revision)
-    tokenizer = load_tokenizer(teacher_name, revision=recipe.teacher.revision)
-    require_embedded(tokenizer, teacher, flag="--teacher")
+    if recipe.teacher.cache is not None:
+        return cached_sources(recipe, open_cache(recipe.teacher.cache, recipe), accelerator)
+    teacher_name = recipe.teacher.model or quickstart.toy_teacher()
+    return online_sources(recipe, teacher_name, ops, accelerator)
+
+
+def build_distiller(recipe: DistillRecipe, sources: Sources, ops: ModuleType) -> Distiller:
+    """Student, projection and objective of a recipe, beside the teacher.
+
+    Raises:
+        ValueError: different vocabularies, sequences longer than the positions, an option that does not fit.
+    """
     if recipe.student.model is not None:
-        require_same_vocabulary(tokenizer, load_tokenizer(recipe.student.model, flag="--student"))
-    torch.manual_seed(recipe.run.seed)
-    student = make_student(teacher.config, recipe.student)
-    for role, model in (("teacher", teacher), ("student", student)):
-        positions = usable_positions(model)
+        theirs = load_tokenizer(recipe.student.model, flag="--student")
+        require_same_vocabulary(sources.tokenizer, theirs)
+    set_seed(recipe.run.seed)
+    student = make_student(sources.config, recipe.student)
+    for role, model in (("teacher", sources.model), ("student", student)):
+        positions = recipe.corpus.max_length if model is None else usable_positions(model)
         if recipe.corpus.max_length > positions:
             raise ValueError(
                 f"corpus.max_length: got {recipe.corpus.max_length}, but the {role} has positions for "
                 f"{positions} tokens; lower it to {positions} or less"
             )
-    distiller = Distiller(
-        TappedEncoder(teacher, recipe.teacher.attention_layer),
-        TappedEncoder(student, recipe.student.attention_layer),
-        make_projection(recipe.objective, recipe.corpus.max_length),
-        recipe.objective,
-        ops,
-    )
-    return distiller, tokenizer
+    if recipe.optimisation.gradient_checkpointing:
+        keep_inputs_only(student)
+    encoder = TappedEncoder(student, recipe.student.attention_layer)
+    if recipe.optimisation.compile:
+        encoder.compile(dynamic=True)
+    projection = make_projection(recipe.objective, recipe.corpus.max_length)
+    return Distiller(sources.teacher, encoder, projection, recipe.objective, ops, sources.languages)
 
 
-def held_out_batches(
-    corpus: Corpus, masking: Masking, recipe: DistillRecipe
-) -> dict[str, list[Batch]]:
-    """Evaluation batches by language, masked as in training, matched on the masked tokens."""
-    evaluation = Masking(
-        masking.tokenizer,
-        masking.probability,
-        kd_tokens="masked" if masking.probability > 0 else "all",
-        seed=0,
-    )
-    return {
-        language: evaluation_batches(
-            texts, evaluation, recipe.optimisation.batch_size, recipe.corpus.max_length
-        )
-        for language, texts in corpus.held_out().items()
-    }
-
-
-def _announce(
-    distiller: Distiller,
-    corpus: Corpus,
-    ops: ModuleType,
-    folder: Path,
-    accelerator: Accelerator,
-) -> None:
+def _announcement(
+    distiller: Distiller, sources: Sources, ops: ModuleType, folder: Path, accelerator: Accelerator
+) -> str:
     kind = "fused kernels" if ops is comet_kernels else "plain torch"
-    text = ", ".join(
-        language if count is None else f"{language} {count:,}"
-        for language, count in corpus.counts.items()
-    )
-    print(
-        f"teacher  {count_parameters(distiller.teacher):,} parameters\n"
+    several = accelerator.num_processes
+    where = f"{accelerator.device}" if several == 1 else f"{several} processes"
+    return (
+        f"{sources.description}\n"
         f"student  {count_parameters(distiller.student):,} parameters\n"
-        f"corpus   {text}\n"
-        f"compute  {kind} on {accelerator.device}\n"
-        f"output   {folder}",
-        flush=True,
+        f"compute  {kind} on {where}\n"
+        f"output   {folder}"
     )
 
 
 def _default_recipe(flags: Mapping[str, Any]) -> str | None:
-    given = "teacher.model" in flags or "corpus.paths" in flags
+    given = {"teacher.model", "teacher.cache", "corpus.paths"} & flags.keys()
     return None if given else "quickstart"
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from comet.recipe import ObjectiveRecipe
+from comet.objective_recipe import ObjectiveRecipe
 
 LARGE_BYTES = 1 << 30  # from here on a projection's size is worth a line
 

@@ -27,6 +27,12 @@ from comet.recipe import AdaptRecipe, DistillRecipe, ModelRecipe, RunRecipe
 from comet.runs import RECORD
 from comet.students import count_parameters, load_masked_lm
 from comet.tap import TappedEncoder
+from comet.teachers import OnlineTeacher
+
+_LAUNCHED = {
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
+    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+}  # fmt: skip
 
 
 def cache_folder() -> Path:
@@ -53,7 +59,10 @@ def compare(
     accelerator: Accelerator,
     folder: Path,
 ) -> None:
-    """Print what distillation achieved against the undistilled twin, where everything lies, and what to run next."""
+    """Print what distillation achieved against the undistilled twin, where everything lies, and what to run next.
+
+    Every process calls this.
+    """
     teacher_folder = toy_teacher()
     twin_folder = _made_once(
         "undistilled",
@@ -62,9 +71,11 @@ def compare(
     )
     twin = TappedEncoder(load_masked_lm(twin_folder)).to(accelerator.device)
     undistilled = measure(distiller.teacher, twin, held_out, distiller.ops, accelerator)
-    sizes = [count_parameters(model) for model in (distiller.teacher, distiller.student)]
+    teacher = distiller.teacher
+    assert isinstance(teacher, OnlineTeacher)
+    sizes = [count_parameters(model) for model in (teacher.encoder, distiller.student)]
     columns = {"undistilled student": undistilled, "distilled student": distilled}
-    print(
+    accelerator.print(
         f"\nAgainst the same student trained without a teacher, on held-out text\n{table(columns)}\n\n"
         f"parameters  teacher {sizes[0]:,}, students {sizes[1]:,} ({sizes[1] / sizes[0]:.0%})\n"
         f"teacher     {teacher_folder}\n"
@@ -122,8 +133,14 @@ def _train(recipe: AdaptRecipe, name: str, folder: Path) -> None:
         file.write(to_yaml(recipe))
         file.flush()
         command = ["-m", "comet.adapt", "--recipe", file.name, "--output", str(folder)]
-        if subprocess.run([sys.executable, *command], check=False).returncode != 0:
+        alone = {name: value for name, value in os.environ.items() if not _of_several(name)}
+        if subprocess.run([sys.executable, *command], check=False, env=alone).returncode != 0:
             raise ValueError(f"{name}: training failed, see above")
+
+
+def _of_several(variable: str) -> bool:
+    """Whether a launcher of several processes sets this variable."""
+    return variable in _LAUNCHED or variable.startswith(("TORCHELASTIC_", "ACCELERATE_"))
 
 
 def _is_done(folder: Path) -> bool:

@@ -1,22 +1,10 @@
 """The recipe of a distillation run: one dataclass per part, impossible combinations refused when it is made."""
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from comet.configuration import option
-
-
-def require(condition: bool, key: str, got: object, expected: str) -> None:
-    """Raise `ValueError("key: got …, expected …")` unless the condition holds."""
-    if not condition:
-        raise ValueError(f"{key}: got {got}, expected {expected}")
-
-
-def require_positive(part: str, values: dict[str, float]) -> None:
-    """Require finite numbers above zero; keys are fields of `part`."""
-    for name, value in values.items():
-        require(math.isfinite(value) and value > 0, f"{part}.{name}", value, "a number above 0")
+from comet.configuration import option, require, require_positive
+from comet.objective_recipe import ObjectiveRecipe
 
 
 def require_shape(part: str, recipe: "StudentRecipe | ModelRecipe") -> None:
@@ -62,10 +50,20 @@ class TeacherRecipe:
 
     model: str | None = option(None, "hub id or folder; none: a toy teacher, trained and cached")
     revision: str | None = option(None, "branch, tag or commit on the hub")
-    attention_layer: int = option(-1, "the layer whose attention map is matched; -1 is the last")
+    attention_layer: int | Literal["last", "upper-middle"] = option(
+        "last", "the layer whose attention is matched: a number from 0, or one of these names"
+    )
     cache: str | None = option(
         None, "folder of python -m comet.cache_teacher: train from it, with no teacher in memory"
     )
+
+    def __post_init__(self) -> None:
+        require(
+            self.revision is None or self.model is not None,
+            "teacher.revision",
+            self.revision,
+            "nothing, unless teacher.model names a model of the hub",
+        )
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,9 @@ class StudentRecipe:
     heads: int = option(8, "attention heads; hidden_size is a multiple of it")
     intermediate_size: int = option(1024, "width of the feed-forward layers")
     dropout: float = option(0.1, "dropout of hidden states and attention")
-    attention_layer: int = option(-1, "the layer whose attention map is trained; -1 is the last")
+    attention_layer: int | Literal["last", "upper-middle"] = option(
+        "last", "the layer whose attention is trained: a number from 0, or one of these names"
+    )
 
     def __post_init__(self) -> None:
         require_shape("student", self)
@@ -122,45 +122,6 @@ class CorpusRecipe:
             "corpus.mask_probability",
             self.mask_probability,
             "0 or more and below 1",
-        )
-
-
-@dataclass(frozen=True)
-class ObjectiveRecipe:
-    """L = α · L_kd + (1 − α) · L_att (AfroXLMR-Comet, arXiv 2502.18020)."""
-
-    fused: bool = option(False, "the fused kernels instead of plain torch")
-    alpha: float = option(0.5, "weight of the softened KL; the attention term has 1 − α")
-    temperature: float = option(2.0, "softens both distributions of the KL")
-    kd_tokens: Literal["all", "masked"] = option("all", "tokens whose logits are matched")
-    attention_reduction: Literal["mean", "row"] = option(
-        "mean",
-        "squared map error: mean over the map's entries, or sum over keys, mean over queries",
-    )
-    projection: Literal["identity", "dense", "lowrank", "kronecker"] = option(
-        "identity", "learnable map from the student's attention to the teacher's"
-    )
-    projection_terms: int = option(4, "terms of the kronecker projection")
-    projection_rank: int = option(64, "rank of the lowrank projection")
-    projection_start: str | None = option(
-        None, "file of python -m comet.factorize that the kronecker projection starts from"
-    )
-
-    def __post_init__(self) -> None:
-        require(0 <= self.alpha <= 1, "objective.alpha", self.alpha, "a number from 0 to 1")
-        require_positive("objective", {"temperature": self.temperature})
-        require(
-            1 <= self.projection_terms <= 32,
-            "objective.projection_terms",
-            self.projection_terms,
-            "1 to 32",
-        )
-        require_positive("objective", {"projection_rank": self.projection_rank})
-        require(
-            self.projection_start is None or self.projection == "kronecker",
-            "objective.projection_start",
-            self.projection_start,
-            "nothing, unless objective.projection is kronecker",
         )
 
 
@@ -269,6 +230,20 @@ class DistillRecipe:
             "masked with corpus.mask_probability 0",
             "kd_tokens all, or a mask_probability above 0",
         )
+        require(
+            self.objective.mlm_weight == 0 or self.corpus.mask_probability > 0,
+            "objective.mlm_weight",
+            f"{self.objective.mlm_weight} with corpus.mask_probability 0",
+            "mlm_weight 0, or a mask_probability above 0: the masked tokens are what it predicts",
+        )
+        require(
+            self.objective.attention_loss != "relation" or self.teacher.cache is None,
+            "objective.attention_loss",
+            "relation with teacher.cache",
+            "mse or kl: a cache holds attention maps, not queries, keys and values",
+        )
+        if self.teacher.cache is not None:
+            return  # it has a teacher and a text: what is named beside it is only compared
         if self.teacher.model is None:
             require(
                 self.corpus.paths == ["toy"],

@@ -3,7 +3,10 @@
 recipe.yaml          the resolved recipe: running it again repeats the run
 run.json             versions, commit, hardware, start, end, state: running | done | failed (and why)
 metrics.jsonl        one line per logged step
+evaluation.jsonl     one line per evaluation on held-out text
 checkpoints/step-N/  resumable
+
+Several processes share one folder: only the main one writes.
 """
 
 import contextlib
@@ -13,19 +16,34 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from filelock import FileLock, Timeout
 
 import comet
 from comet.checkpoints import checkpoints
 from comet.configuration import Given, build, contradiction, read_recipe, to_yaml
 from comet.environment import commit, peak_resident_bytes, versions
+from comet.interruption import Interrupted
+from comet.processes import on_main, this_process
 
-RECIPE, RECORD, METRICS = "recipe.yaml", "run.json", "metrics.jsonl"
+RECIPE, RECORD, METRICS, EVALUATION = "recipe.yaml", "run.json", "metrics.jsonl", "evaluation.jsonl"
+LOCK = ".lock"
+MAY_CHANGE = frozenset(  # on resuming, as it changes no result
+    {
+        "corpus.workers",
+        "optimisation.accumulation",
+        "optimisation.gradient_checkpointing",
+        "run.keep_checkpoints",
+        "run.output",
+        "run.trackers",
+    }
+)
 _PACKAGES = ("torch", "triton", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
 
 
@@ -44,61 +62,98 @@ class RunFolder:
     def __init__(self, path: Path, recipe: Any, *, resume: bool) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._recipe = recipe
-        if resume:
-            self._require_resumable()
-        else:
-            self._require_empty()
+        self.is_written_here = this_process().is_main_process
+        # without its own folder, so that running it again does not run into this one
+        run = dataclasses.replace(recipe.run, output=None)
+        self.recipe = dataclasses.replace(recipe, run=run)
+        on_main(self._require_resumable if resume else self._require_empty)
 
     @contextlib.contextmanager
     def recorded(self, **facts: Any) -> Iterator[None]:
-        """Write the recipe and keep run.json: `running` inside, `done` after, `failed` with the reason.
+        """Write the recipe and keep run.json: `running` inside, then `done`, `stopped` or `failed` with the reason.
 
         Args:
             facts: more to record, as JSON.
+
+        Raises:
+            ValueError: another process trains in this folder.
+            OSError: it cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        # without its own folder, so that running it again does not run into this one
-        recipe = dataclasses.replace(
-            self._recipe, run=dataclasses.replace(self._recipe.run, output=None)
-        )
-        (self.path / RECIPE).write_text(to_yaml(recipe), encoding="utf-8")
-        record = {"state": "running", "start": _now(), **_environment(), **facts}
-        self._write_record(record)
-        try:
+        if not self.is_written_here:
             yield
-        except BaseException as error:
-            reason = str(error) or type(error).__name__
-            with contextlib.suppress(OSError):
-                self._write_record({**record, "state": "failed", "why": reason, "end": _now()})
-            raise
-        self._write_record({**record, "state": "done", "end": _now()})
+            return
+        with self._locked():
+            self._write(RECIPE, to_yaml(self.recipe))
+            record = {"state": "running", "start": _now(), **_environment(), **facts}
+            self.write_json(RECORD, record)
+            try:
+                yield
+            except BaseException as error:
+                state = "stopped" if isinstance(error, Interrupted) else "failed"
+                reason = str(error) or type(error).__name__
+                with contextlib.suppress(OSError):
+                    self.write_json(
+                        RECORD, {**record, "state": state, "why": reason, "end": _now()}
+                    )
+                raise
+            self.write_json(RECORD, {**record, "state": "done", "end": _now()})
 
-    def log(self, metrics: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics, allow_nan=False) + "\n")
+    def log(self, line: Mapping[str, Any], name: str = METRICS) -> None:
+        """Append one line to metrics.jsonl, or to another such file.
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps that a resumed run does again."""
-        path = self.path / METRICS
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [
-                line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step
-            ]
-            path.write_text("".join(kept), encoding="utf-8")
+        Raises:
+            OSError: the disk is full.
+        """
+        if not self.is_written_here:
+            return
+        try:
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dict(line), allow_nan=False) + "\n")
+        except OSError as error:
+            raise _unwritable(self.path / name, error) from error
+
+    def forget_lines_after(self, step: int) -> None:
+        """Drop the lines of steps that a resumed run does again, and half lines."""
+        if not self.is_written_here:
+            return
+        for name in (METRICS, EVALUATION):
+            if (self.path / name).exists():
+                lines = (self.path / name).read_text(encoding="utf-8").splitlines(keepends=True)
+                kept = [
+                    line
+                    for line in lines
+                    if line.endswith("\n") and json.loads(line)["step"] <= step
+                ]
+                self._write(name, "".join(kept))
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the run, whole or not at all."""
-        partial = self.path / f".{name}.partial"
-        partial.write_text(
-            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        os.replace(partial, self.path / name)
+        self._write(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
-    def _write_record(self, record: dict[str, Any]) -> None:
-        self.write_json(RECORD, record)
+    def _write(self, name: str, text: str) -> None:
+        if not self.is_written_here:
+            return
+        partial = self.path / f".{name}.partial"
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, self.path / name)
+        except OSError as error:
+            raise _unwritable(self.path / name, error) from error
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise ValueError(f"--output: another process is training in {self.path}") from error
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _require_empty(self) -> None:
         if not self.path.exists():
@@ -110,12 +165,13 @@ class RunFolder:
             raise ValueError(
                 f"--output: {self.path} holds another run; {advice}give another --output"
             )
-        if any(self.path.iterdir()):
+        if any(path.name != LOCK for path in self.path.iterdir()):
             raise ValueError(f"--output: {self.path} holds other files; give an empty folder")
 
     def _require_resumable(self) -> None:
         record = self.path / RECORD
-        if json.loads(record.read_text(encoding="utf-8")).get("state") == "done":
+        # a run that was killed at its very start has none
+        if record.exists() and json.loads(record.read_text(encoding="utf-8"))["state"] == "done":
             raise ValueError(f"--resume: the run in {self.path} is done")
 
 
@@ -123,22 +179,46 @@ def resolve(recipe_class: type, given: Given, program: str) -> tuple[Path, Any]:
     """The run folder and the recipe of a command; a resumed run keeps the recipe that lies in its folder.
 
     Raises:
-        ValueError: to resume, another value was given than the run has.
+        ValueError: to resume, another value was given than the run has, of a kind that would change its result.
     """
+    return on_main(lambda: _resolve(recipe_class, given, program))
+
+
+def _resolve(recipe_class: type, given: Given, program: str) -> tuple[Path, Any]:
     output = given.content.get("run", {}).get("output")
     name = Path(given.recipe).stem if given.recipe else program.split(".")[-1]
     folder = Path(output) if output else _numbered(Path("runs") / name, resume=given.resume)
-    content = given.content
-    if given.resume:
-        if not (folder / RECIPE).is_file():
-            raise ValueError(f"--resume: {folder} holds no run; check --output")
-        stored = read_recipe(recipe_class, str(folder / RECIPE))
-        stored.setdefault("run", {})["output"] = output
-        difference = contradiction(given.content, stored)
-        if difference:
-            raise ValueError(f"--resume: a run keeps its recipe, but {difference}")
-        content = stored
-    return folder, build(recipe_class, content)
+    if not given.resume:
+        return folder, build(recipe_class, given.content)
+    if not (folder / RECIPE).is_file():
+        raise ValueError(f"--resume: {folder} holds no run; check --output")
+    stored = read_recipe(recipe_class, str(folder / RECIPE))
+    stored.setdefault("run", {})["output"] = output
+    for part, fields in given.content.items():
+        free = {name: value for name, value in fields.items() if f"{part}.{name}" in MAY_CHANGE}
+        stored.setdefault(part, {}).update(free)
+    difference = contradiction(given.content, stored)
+    if difference:
+        raise ValueError(f"--resume: a run keeps its recipe, but {difference}")
+    return folder, build(recipe_class, stored)
+
+
+def require_same_recipe(recipe: Any, saved: Mapping[str, Any]) -> None:
+    """Refuse to go on from a checkpoint of another recipe.
+
+    Raises:
+        ValueError: the two differ in what changes the result.
+    """
+    ours = yaml.safe_load(to_yaml(recipe))
+    free: dict[str, dict[str, Any]] = {one.split(".")[0]: {} for one in MAY_CHANGE}
+    for one in MAY_CHANGE:
+        part, field = one.split(".")
+        free[part][field] = saved.get(part, {}).get(field)
+    difference = contradiction(
+        {part: {**fields, **free.get(part, {})} for part, fields in ours.items()}, saved
+    )
+    if difference:
+        raise ValueError(f"--resume: the checkpoint is of another recipe: {difference}")
 
 
 def _numbered(folder: Path, *, resume: bool) -> Path:
@@ -159,6 +239,13 @@ def peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return peak_resident_bytes()
+
+
+def _unwritable(path: Path, error: OSError) -> OSError:
+    return OSError(
+        f"cannot write {path}: {error.strerror or error}; make room or the folder writable; what lies there stays, "
+        "and a run with a checkpoint goes on with --resume"
+    )
 
 
 def _environment() -> dict[str, Any]:

@@ -169,6 +169,14 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
     replace_folder(partial, folder)
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a tokenizer, whole or not at all."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    tokenizer.save_pretrained(partial)
+    replace_folder(partial, folder)
+
+
 def require_embedded(
     tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, *, flag: str
 ) -> None:
@@ -181,6 +189,19 @@ def require_embedded(
         raise ValueError(
             f"{flag}: the tokenizer has {len(tokenizer)} entries, the model embeds {model.config.vocab_size}"
         )
+
+
+def keep_inputs_only(model: PreTrainedModel) -> None:
+    """Let training keep each layer's input alone and run the layer again for its gradient (Chen et al., 2016).
+
+    Raises:
+        ValueError: the architecture cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ValueError(
+            f"optimisation.gradient_checkpointing: {type(model).__name__} has no support for it; leave it out"
+        )
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def count_parameters(model: torch.nn.Module) -> int:

@@ -1,7 +1,7 @@
-"""Query and key of one attention layer, while every layer runs scaled-dot-product attention.
+"""Query, key and value of one attention layer, while every layer runs scaled-dot-product attention.
 
 Matching attention maps needs the scores of one layer only. `output_attentions=True` would turn every layer
-eager; here one attention function is registered with transformers that runs SDPA and hands the query and key
+eager; here one attention function is registered with transformers that runs SDPA and hands query, key and value
 of the chosen layer, after any rotary embedding, to a sink that the call carries along. A mask function is
 registered under the same name: without one, transformers would build no mask and padding would be attended.
 
@@ -10,7 +10,7 @@ unless somebody multiplies one out.
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,23 +22,49 @@ IMPLEMENTATION = "comet_tap"
 PROBE_LENGTH = 5
 
 
+Layer = int | Literal["last", "upper-middle"]
+
+
+def layer_index(layer: Layer, layers: int, name: str = "the model") -> int:
+    """The index of a layer, from 0, among the `layers` of a model.
+
+    `upper-middle` is layer round(19/24 · layers), counted from 1: of large teachers MiniLMv2 (Wang et al., 2021,
+    arXiv 2012.15828) imitates an upper middle layer instead of the last, the 19th of XLM-R-large's 24. Of 12 layers
+    that is the 10th, of 6 the 5th.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    if layer == "last":
+        return layers - 1
+    if layer == "upper-middle":
+        return max((2 * 19 * layers + 24) // (2 * 24), 1) - 1
+    if not -layers <= layer < layers:
+        raise ValueError(
+            f"attention_layer: got {layer}, but {name} has {layers} layers; "
+            f"choose last, upper-middle, or a number from {-layers} to {layers - 1}"
+        )
+    return layer % layers
+
+
 @dataclass
 class AttentionSink:
-    """Receives query and key `[B, H, S, D]` and the scale of one layer during one forward pass.
+    """Receives query, key and value `[B, H, S, D]` and the scale of one layer during one forward pass.
 
-    Layers are told apart by the order in which they run: not every model numbers its attention modules.
+    Layers are told apart by the order in which they run: not every model numbers its attention modules. Layers that
+    run again for the gradient (checkpointing) are later in that order than any, and change nothing.
     """
 
     layer: int
     layers_run: int = 0
-    taken: tuple[Tensor, Tensor, float] | None = None
+    taken: tuple[Tensor, Tensor, Tensor, float] | None = None
 
-    def offer(self, query: Tensor, key: Tensor, scaling: float | None) -> None:
-        """Keep query and key if this is the layer; key heads shared by a group are repeated."""
+    def offer(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
+        """Keep these if this is the layer; heads of key and value shared by a group are repeated."""
         if self.layers_run == self.layer:
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-            key = repeat_kv(key, query.shape[1] // key.shape[1])
-            self.taken = (query, key, scale)
+            groups = query.shape[1] // key.shape[1]
+            self.taken = (query, repeat_kv(key, groups), repeat_kv(value, groups), scale)
         self.layers_run += 1
 
 
@@ -53,7 +79,7 @@ def _tapped_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if attention_sink is not None:
-        attention_sink.offer(query, key, scaling)
+        attention_sink.offer(query, key, value, scaling)
     return cast(
         tuple[Tensor, None],
         sdpa_attention_forward(
@@ -74,12 +100,14 @@ class Tapped:
         hidden: `[B, S, E]`, the input of the output embeddings (`E` is their width).
         query: `[B, H, S, D]` of the tapped layer, after any rotary embedding.
         key: `[B, H, S, D]` likewise.
+        value: `[B, H, S, D]` likewise.
         scale: what multiplies `query · key` before the softmax.
     """
 
     hidden: Tensor
     query: Tensor
     key: Tensor
+    value: Tensor
     scale: float
 
 
@@ -91,31 +119,31 @@ class _HiddenInsteadOfLogits:
 
 
 class TappedEncoder(nn.Module):
-    """A masked language model that returns head inputs and one layer's query and key.
+    """A masked language model that returns head inputs and what one layer's attention was given.
 
     Args:
         model: any encoder with an MLM head whose attention goes through transformers' `AttentionInterface`.
-        layer: the tapped layer; negative numbers count from the last.
+        layer: the tapped layer: `last`, `upper-middle` (see `layer_index`), or a number from 0; negative ones count
+            from the last.
 
     Raises:
         ValueError: the model does not use that interface, has no such layer, has no output embeddings,
             or the layer attends to a window or with a position bias, so that `query · key` is not its map.
     """
 
-    def __init__(self, model: PreTrainedModel, layer: int = -1) -> None:
+    def __init__(self, model: PreTrainedModel, layer: Layer = "last") -> None:
         super().__init__()
         self.model = model
         self.name = model.config.name_or_path or type(model).__name__
-        layers = model.config.num_hidden_layers
-        if not -layers <= layer < layers:
-            raise ValueError(
-                f"attention_layer: got {layer}, but {self.name} has {layers} layers; "
-                f"choose from {-layers} to {layers - 1}"
-            )
-        self.layer = layer % layers
+        self.layer = layer_index(layer, model.config.num_hidden_layers, self.name)
         self._tap_attention()
         self._bypass_head()
         self._probe()
+
+    @property
+    def width(self) -> int:
+        """Of hidden states, and of the heads of a query, key or value together."""
+        return int(self.model.config.hidden_size)
 
     @property
     def output_weight(self) -> Tensor:
@@ -143,12 +171,34 @@ class TappedEncoder(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, attention_sink=sink
         ).logits
         assert sink.taken is not None
-        query, key, scale = sink.taken
-        return Tapped(hidden, query, key, scale)
+        return Tapped(hidden, *sink.taken)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Multiply out what `forward` left: `[..., E]` to `[..., V]`."""
         return nn.functional.linear(hidden, self.output_weight, self.output_bias)
+
+    def freeze_above_attention(self, *, keep_value: bool) -> None:
+        """Freeze the parameters that query and key of the tapped layer do not depend on, nor its value if that is kept.
+
+        DDP waits for a gradient of every parameter that is not frozen.
+        """
+        trained = [value for value in self.parameters() if value.requires_grad]
+        sink, _ = self._read_few_tokens()
+        assert sink.taken is not None
+        query, key, value, _ = sink.taken
+        reached = query.sum() + key.sum() + (value.sum() if keep_value else 0)
+        found = torch.autograd.grad(reached, trained, allow_unused=True)
+        for parameter, gradient in zip(trained, found, strict=True):
+            parameter.requires_grad_(gradient is not None)
+
+    def _read_few_tokens(self) -> tuple[AttentionSink, Tensor]:
+        """What a pass over a few tokens, without dropout, offers to the sink, and the head's input."""
+        ids_BS = torch.full((1, PROBE_LENGTH), 5, device=self.output_weight.device)
+        sink = AttentionSink(self.layer)
+        was_training = self.model.training
+        hidden = self.model.eval()(input_ids=ids_BS, attention_sink=sink).logits
+        self.model.train(was_training)
+        return sink, hidden
 
     def _tap_attention(self) -> None:
         if not getattr(self.model, "_supports_attention_backend", False):
@@ -183,15 +233,10 @@ class TappedEncoder(nn.Module):
 
     def _probe(self) -> None:
         """Find out on a few tokens, not in the middle of a run, whether query, key and head input arrive."""
-        device = self.output_weight.device
-        if device.type == "meta":
+        if self.output_weight.is_meta:
             return
-        ids_BS = torch.full((1, PROBE_LENGTH), 5, device=device)
-        sink = AttentionSink(self.layer)
-        was_training = self.model.training
         with torch.no_grad():
-            hidden = self.model.eval()(input_ids=ids_BS, attention_sink=sink).logits
-        self.model.train(was_training)
+            sink, hidden = self._read_few_tokens()
         if sink.taken is None:
             raise ValueError(
                 f"{self.name} ({type(self.model).__name__}) does not hand its layers' query and key "

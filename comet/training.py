@@ -1,26 +1,27 @@
 """The training loop that adapting a teacher and distilling a student share.
 
-A module whose forward takes a batch and returns named losses, the first of them the one to minimise, is trained by
-AdamW, and if asked Muon (Jordan et al., 2024) for the weight matrices of its layers, with warm-up, linear decay and
-clipping. The device is asked for numbers only when a line is logged or a checkpoint is due.
+A module whose forward takes a piece of a step's batch and the counts of the whole step returns its share of the losses.
+Shares add up over the pieces of a process (gradient accumulation) and over processes (DDP averages gradients, and so
+gets the loss times their number): neither changes the loss or the weights. The device is asked for one number a step,
+whether loss and gradient are finite, and for the rest when a line is logged or a checkpoint is due.
 """
 
-import math
-import sys
-import time
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import yaml
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor, nn
-from tqdm import tqdm
-from transformers import get_linear_schedule_with_warmup
+from transformers import PreTrainedTokenizerFast
 
-from comet.batch import Batch
+from comet.bad_batches import save_bad_batch
+from comet.batch import Batch, StepLosses
 from comet.checkpoints import (
-    checkpoints,
-    load_checkpoint,
+    load_chosen,
     module_tensors,
     optimizer_tensors,
     random_tensors,
@@ -29,15 +30,25 @@ from comet.checkpoints import (
     restore_random,
     save_checkpoint,
 )
+from comet.configuration import to_yaml
+from comet.interruption import Interrupted, StopSignals
+from comet.optimizers import make_optimizers
+from comet.processes import any_process, from_main, gathered, on_main, step_totals
+from comet.progress import Progress
 from comet.recipe import OptimisationRecipe, RunRecipe
-from comet.runs import RunFolder, peak_memory
+from comet.runs import EVALUATION, RunFolder, peak_memory, require_same_recipe
+from comet.trackers import Trackers
+from comet.watch import Watch
+from comet.window import Window
+
+Evaluation = Mapping[str, Mapping[str, float]]
 
 
 class Batches(Protocol):
     """Where batches come from: endless, with a position that can be saved."""
 
-    def __next__(self) -> Batch:
-        """The next batch."""
+    def __next__(self) -> list[Batch]:
+        """The pieces of the next step that this process reads."""
 
     def state_dict(self) -> dict[str, Any]:
         """The position, as JSON."""
@@ -46,33 +57,41 @@ class Batches(Protocol):
         """Go to a saved position."""
 
 
-def make_accelerator(recipe: OptimisationRecipe) -> Accelerator:
-    """Device placement and precision of a run.
+@dataclass(frozen=True)
+class Watching:
+    """What is told of a run while it trains.
 
-    Raises:
-        ValueError: started as several processes.
+    Attributes:
+        program: as the user typed it, to say how a run goes on.
+        languages: of the corpus, in alphabetical order.
+        watch: warns of what goes wrong.
+        trackers: where metrics also go.
+        tokenizer: to write a bad batch as text.
+        evaluate: measures the module on held-out text: language → name → value; all processes call it.
+        remark: added to progress lines, such as what a loss is to be compared with.
     """
-    precision = {"float32": "no", "bfloat16": "bf16"}[recipe.precision]
-    accelerator = Accelerator(mixed_precision=precision)
-    if accelerator.num_processes > 1:
-        raise ValueError(
-            f"started as {accelerator.num_processes} processes, but a run trains in one; "
-            "start it with python instead of torchrun or accelerate launch"
-        )
-    return accelerator
+
+    program: str
+    languages: tuple[str, ...]
+    watch: Watch
+    trackers: Trackers
+    tokenizer: PreTrainedTokenizerFast
+    evaluate: Callable[[], Evaluation]
+    remark: str = ""
 
 
 class Training:
     """A training run over a module.
 
     Args:
-        module: its forward takes a `Batch` and returns a NamedTuple of scalar losses, `total` first.
+        module: its forward takes a `Batch` and the `Counts` of its step, and returns `StepLosses`.
         batches: training batches.
         optimisation: rates and steps.
         run: logging, checkpoints.
         folder: where metrics and checkpoints go.
-        accelerator: device and precision.
-        remark: added to progress lines, such as what a loss is to be compared with.
+        accelerator: device, precision and processes.
+        watching: evaluation, warnings, trackers.
+        before_step: called with the steps done and the steps of the run, before each.
     """
 
     def __init__(
@@ -83,216 +102,280 @@ class Training:
         run: RunRecipe,
         folder: RunFolder,
         accelerator: Accelerator,
-        remark: str = "",
+        watching: Watching,
+        before_step: Callable[[int, int], None] | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.batches = batches
         self.optimisation = optimisation
         self.run = run
         self.folder = folder
-        self.remark = remark
+        self.watching = watching
+        self._before_step = before_step
         self.step = 0
         self.tokens = 0
+        self._bad_in_a_row = 0
+        self._window = Window()
         self.module = module.to(accelerator.device)
         self._prepared = accelerator.prepare_model(module)
         self._optimizers = make_optimizers(module, optimisation)
-        self._schedules = [
-            get_linear_schedule_with_warmup(
-                optimizer, optimisation.warmup_steps, optimisation.steps
-            )
-            for optimizer in self._optimizers.values()
-        ]
+        if accelerator.process_index > 0:  # else all processes would drop out the same units
+            set_seed(run.seed + accelerator.process_index)
 
     def train(self) -> None:
-        """Train to the last step, log, and save checkpoints.
+        """Train to the last step: log, evaluate, warn, save checkpoints.
 
         Raises:
-            ValueError: a loss is no finite number; what was saved before stays.
+            ValueError: loss or gradient were not finite several times in a row; the batch and the checkpoints stay.
+            OSError: something cannot be written; the last good checkpoint stays.
+            Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
         """
         self.module.train()
-        progress = _Progress(self.optimisation.steps, self.step, self.remark)
-        window = _Window()
-        with progress:
+        progress = Progress(
+            self.optimisation.steps,
+            self.step,
+            self.watching.remark,
+            enabled=self.accelerator.is_main_process,
+        )
+        with progress, StopSignals() as signals:
             while self.step < self.optimisation.steps:
-                window.add(*self._train_step())
-                if self.step % self.run.log_every == 0 or self.step == self.optimisation.steps:
-                    metrics = self._metrics(window)
-                    self.folder.log(metrics)
-                    progress.show(metrics)
-                    window = _Window()
-                if (
-                    self.step % self.run.checkpoint_every == 0
-                    and self.step < self.optimisation.steps
-                ):
-                    window.require_finite(self.step, self.folder)
+                stop = self._train_step(signals)
+                last = self.step == self.optimisation.steps
+                if last or self.step % self.run.log_every == 0:
+                    self._log(progress)
+                every = self.run.evaluate_every
+                if every and self.step % every == 0 and not last:
+                    self._evaluate(progress)
+                if last or stop or self.step % self.run.checkpoint_every == 0:
                     self._save()
+                if stop and not last:
+                    raise Interrupted(self._how_to_go_on(), signals.code)
 
-    def resume(self) -> None:
-        """Go on from the newest checkpoint of the run folder.
+    def resume(self, step: int | None = None) -> None:
+        """Go on from the newest checkpoint of the run folder, from that of `step`, or from the start if it has none.
 
         Raises:
-            ValueError: there is none, or it is damaged.
+            ValueError: it is damaged, of another recipe or of another corpus.
         """
-        found = checkpoints(self.folder.checkpoints)
-        if not found:
-            raise ValueError(
-                f"--resume: {self.folder.path} has no checkpoint yet; delete the folder and start again"
-            )
-        tensors, state = load_checkpoint(found[-1])
+        tensors: dict[str, Tensor] | None = None
+
+        def read() -> dict[str, Any] | None:
+            nonlocal tensors
+            loaded = load_chosen(self.folder.checkpoints, step)
+            if loaded is None:
+                return None
+            require_same_recipe(self.folder.recipe, loaded[1]["recipe"])
+            tensors = loaded[0]
+            return loaded[1]
+
+        state = on_main(read)
+        if state is None:
+            self.folder.forget_lines_after(0)
+            return
+        tensors = from_main(tensors, self.accelerator)
         restore_module(self.module, tensors)
         for name, optimizer in self._optimizers.items():
             restore_optimizer(optimizer, name, tensors)
-        for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(saved)
-            for group, rate in zip(
-                schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True
-            ):
-                group["lr"] = rate
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         self.batches.load_state_dict(state["batches"])
         self.step, self.tokens = state["step"], state["tokens"]
-        self.folder.forget_metrics_after(self.step)
-        restore_random(tensors)
+        self._bad_in_a_row = state["bad_in_a_row"]
+        if self.accelerator.is_main_process:
+            self._window = Window.restored(tensors, state["window"], self.accelerator.device)
+        self.watching.watch.load_state_dict(state["watch"])
+        self.folder.forget_lines_after(self.step)
+        restore_random(tensors, self.accelerator.process_index)
 
-    def _train_step(self) -> tuple[Mapping[str, Tensor], Tensor, int]:
-        batch = next(self.batches)
-        losses = self._prepared(batch.to(self.accelerator.device))
-        self.accelerator.backward(losses[0])
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.optimisation.max_grad_norm)
-        self._rate = self._schedules[0].get_last_lr()[0]
-        for optimizer, schedule in zip(self._optimizers.values(), self._schedules, strict=True):
-            optimizer.step()
-            schedule.step()
+    def _train_step(self, signals: StopSignals) -> bool:
+        """One step of all processes; whether one of them was told to stop."""
+        if self._before_step is not None:
+            self._before_step(self.step, self.optimisation.steps)
+        pieces = next(self.batches)
+        losses, tokens = self._forward_backward(pieces)
+        norm = self._clip()
+        finite = losses.total.isfinite() & (norm.isfinite() | self._scaled)
+        flags = torch.stack([~finite, torch.tensor(signals.received, device=norm.device)])
+        is_bad, stop = any_process(flags.to(torch.int32), self.accelerator)
+        for optimizer in self._optimizers.values():
+            self._update(optimizer, is_bad)
             optimizer.zero_grad(set_to_none=True)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
         self.step += 1
-        self.tokens += batch.tokens
-        named = {name: value.detach() for name, value in losses._asdict().items()}
-        return named, norm.detach(), batch.tokens
+        if is_bad:
+            self._skip(pieces, losses)
+        else:
+            self._bad_in_a_row = 0
+            self._window.add(losses, norm, tokens)
+        return stop
 
-    def _metrics(self, window: "_Window") -> dict[str, Any]:
-        window.require_finite(self.step, self.folder)
-        means = window.means()
+    def _forward_backward(self, pieces: list[Batch]) -> tuple[StepLosses, int]:
+        """The sums of this process's shares, detached, and how many tokens it read."""
+        totals = step_totals(pieces, self.accelerator)
+        shares = []
+        for number, piece in enumerate(pieces):
+            is_last = number == len(pieces) - 1
+            waiting = contextlib.nullcontext() if is_last else self._no_sync()
+            with waiting:
+                share = self._prepared(piece.to(self.accelerator.device), totals)
+                self.accelerator.backward(share.total * self.accelerator.num_processes)
+            shares.append(share)
+        return _added(shares), sum(piece.tokens for piece in pieces)
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
+        return self.accelerator.no_sync(self._prepared)  # type: ignore[no-any-return]
+
+    @property
+    def _scaled(self) -> bool:
+        """Whether a gradient that overflows is the scaler's business: it lowers its factor and skips the update."""
+        return self.accelerator.scaler is not None
+
+    def _clip(self) -> Tensor:
+        if self.accelerator.scaler is not None:
+            for optimizer in self._optimizers.values():
+                self.accelerator.scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.optimisation.max_grad_norm)
+        return norm.detach()
+
+    def _update(self, optimizer: torch.optim.Optimizer, is_bad: bool) -> None:
+        factor = warmup_and_decay(
+            self.step, self.optimisation.warmup_steps, self.optimisation.steps
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.step(optimizer)
+        elif not is_bad:
+            optimizer.step()
+
+    def _skip(self, pieces: list[Batch], losses: StepLosses) -> None:
+        """Leave out a step without a finite loss or gradient; too many in a row end the run.
+
+        Raises:
+            ValueError: that was the last one allowed.
+        """
+        self._bad_in_a_row += 1
+        self._window.skipped += 1
+        if self._bad_in_a_row <= self.optimisation.skipped_steps:
+            return
+        aside = save_bad_batch(
+            self.folder.path,
+            self.step,
+            pieces,
+            self.watching.tokenizer,
+            process=self.accelerator.process_index,
+        )
+        raise ValueError(
+            f"loss {losses.total.item()} or its gradient not finite in step {self.step}, the "
+            f"{_ordinal(self._bad_in_a_row)} in a row; its batch is in {aside}; start a run with a lower learning "
+            f"rate or gradient norm, or in float32; what else {self.folder.path} holds is from before"
+        )
+
+    def _log(self, progress: Progress) -> None:
+        metrics = self._metrics()
+        self._window = Window()
+        self.folder.log(metrics)
+        self.watching.trackers.log(metrics)
+        if "skipped" in metrics:
+            progress.say(
+                f"warning: {metrics['skipped']} of the steps up to {self.step} were skipped: loss or gradient not finite"
+            )
+        if "loss" in metrics:
+            progress.show(metrics)
+            for warning in self.watching.watch.metrics(metrics):
+                progress.say(warning)
+
+    def _metrics(self) -> dict[str, Any]:
+        found = self._window.metrics(self.accelerator, self.watching.languages)
+        speed = found.pop("tokens_per_second")
+        self.tokens += found.pop("tokens")
+        factor = warmup_and_decay(
+            self.step - 1, self.optimisation.warmup_steps, self.optimisation.steps
+        )
         return {
             "step": self.step,
             "tokens": self.tokens,
-            "loss": means.pop("total"),
-            **means,
-            "lr": self._rate,
-            "tokens_per_second": window.tokens_per_second(),
+            **found,
+            "lr": self.optimisation.learning_rate * factor,
+            "tokens_per_second": speed,
             "peak_memory": peak_memory(),
         }
 
+    def _evaluate(self, progress: Progress) -> None:
+        with self._window.paused():
+            found = self.watching.evaluate()
+            self.module.train()
+        self.folder.log({"step": self.step, **found}, EVALUATION)
+        self.watching.trackers.log_evaluation(self.step, found)
+        for warning in self.watching.watch.evaluation(self.step, found):
+            progress.say(warning)
+
     def _save(self) -> None:
-        tensors = module_tensors(self.module) | random_tensors()
-        for name, optimizer in self._optimizers.items():
-            tensors |= optimizer_tensors(optimizer, name)
-        state = {
-            "step": self.step,
-            "tokens": self.tokens,
-            "batches": self.batches.state_dict(),
-            "schedules": [_plain(schedule.state_dict()) for schedule in self._schedules],
-        }
-        save_checkpoint(
-            self.folder.checkpoints, self.step, tensors, state, self.run.keep_checkpoints
-        )
-
-
-def make_optimizers(
-    module: nn.Module, recipe: OptimisationRecipe
-) -> dict[str, torch.optim.Optimizer]:
-    """AdamW over all that is trained or, with a Muon rate, Muon over the layers' matrices and AdamW over the rest.
-
-    Embeddings, the output embeddings and everything of one dimension stay with AdamW; vectors, biases and the
-    attention projection, which starts as the identity, do not decay.
-    """
-    trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
-    rate = recipe.muon_learning_rate
-    muon = [] if rate is None else [name for name in trained if _is_layer_matrix(name, trained)]
-    adamw = [name for name in trained if name not in muon]
-    decaying = [name for name in adamw if _decays(name, trained)]
-    groups = [
-        {"params": [trained[name] for name in decaying], "weight_decay": recipe.weight_decay},
-        {
-            "params": [trained[name] for name in adamw if name not in decaying],
-            "weight_decay": 0.0,
-        },
-    ]
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "adamw": torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=recipe.learning_rate
-        )
-    }
-    if rate is not None and muon:
-        optimizers["muon"] = torch.optim.Muon(
-            [trained[name] for name in muon], lr=rate, weight_decay=recipe.weight_decay
-        )
-    return optimizers
-
-
-def _is_layer_matrix(name: str, trained: Mapping[str, nn.Parameter]) -> bool:
-    return ".layer" in name and "embeddings" not in name and trained[name].ndim == 2
-
-
-def _decays(name: str, trained: Mapping[str, nn.Parameter]) -> bool:
-    return trained[name].ndim >= 2 and "projection" not in name.split(".")
-
-
-class _Window:
-    """Sums since the last logged line, kept on the device until they are asked for."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._tokens = 0
-        self._steps = 0
-        self._sums: dict[str, Any] = {}
-
-    def add(self, losses: Mapping[str, Tensor], norm: Tensor, tokens: int) -> None:
-        for name, value in {**losses, "grad_norm": norm}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.float()
-        self._tokens += tokens
-        self._steps += 1
-
-    def means(self) -> dict[str, float]:
-        return {name: value.item() / self._steps for name, value in self._sums.items()}
-
-    def tokens_per_second(self) -> float:
-        return round(self._tokens / (time.perf_counter() - self._started), 1)
-
-    def require_finite(self, step: int, folder: RunFolder) -> None:
-        for name, value in self.means().items() if self._steps else ():
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"{name} became {value} between step {step - self._steps + 1} and {step}: start a run "
-                    "with a lower learning rate or gradient norm, or in float32; what "
-                    f"{folder.path} holds is from before"
+        with self._window.paused():
+            process = self.accelerator.process_index
+            generators = gathered(random_tensors(process), self.accelerator)
+            positions = gathered(self.batches.state_dict(), self.accelerator)
+            sums, rest = self._window.state(self.accelerator)
+            state = {
+                "step": self.step,
+                "tokens": self.tokens,
+                "bad_in_a_row": self._bad_in_a_row,
+                "batches": merged(positions),
+                "window": rest,
+                "watch": self.watching.watch.state_dict(),
+                "scaler": self.accelerator.scaler.state_dict() if self._scaled else None,
+                "recipe": yaml.safe_load(to_yaml(self.folder.recipe)),
+            }
+            tensors = {**module_tensors(self.module), **sums}
+            for name, optimizer in self._optimizers.items():
+                tensors |= optimizer_tensors(optimizer, name)
+            for states in generators:
+                tensors |= states
+            on_main(
+                lambda: save_checkpoint(
+                    self.folder.checkpoints, self.step, tensors, state, self.run.keep_checkpoints
                 )
+            )
+
+    def _how_to_go_on(self) -> str:
+        return (
+            f"stopped and saved at step {self.step}; go on with: python -m {self.watching.program} --resume "
+            f"--output {self.folder.path}"
+        )
 
 
-class _Progress:
-    """A bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self, steps: int, done: int, remark: str) -> None:
-        self._steps = steps
-        self._remark = remark
-        self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=steps, initial=done, unit="step", disable=not self._terminal)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def show(self, metrics: Mapping[str, Any]) -> None:
-        text = f"loss {metrics['loss']:.4f}{self._remark}, {metrics['tokens_per_second']:,.0f} tokens/s"
-        if self._terminal:
-            self._bar.update(metrics["step"] - self._bar.n)
-            self._bar.set_postfix_str(text)
-        else:
-            print(f"step {metrics['step']}/{self._steps}: {text}", flush=True)
+def warmup_and_decay(step: int, warmup_steps: int, steps: int) -> float:
+    """The factor of the learning rates after `step` steps: linear from 0 to 1, then linear to 0 at the end."""
+    if step < warmup_steps:
+        return step / warmup_steps
+    return (steps - step) / max(1, steps - warmup_steps)
 
 
-def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A schedule's state without the functions in it, which JSON has no word for."""
-    return {key: value for key, value in state.items() if key != "lr_lambdas"} | {
-        "lr_lambdas": [None] * len(state.get("lr_lambdas", []))
-    }
+def merged(positions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The positions of all processes as one: mappings are joined, the rest is the same on each."""
+    joined: dict[str, Any] = {}
+    for position in positions:
+        for name, value in position.items():
+            if isinstance(value, Mapping):
+                joined[name] = merged([joined.get(name, {}), value])
+            else:
+                joined[name] = value
+    return joined
+
+
+def _added(shares: list[StepLosses]) -> StepLosses:
+    """The sum of the pieces' shares, detached."""
+    by_language = [share.by_language for share in shares if share.by_language is not None]
+    return StepLosses(
+        total=torch.stack([share.total.detach() for share in shares]).sum(),
+        terms={
+            name: torch.stack([share.terms[name].detach() for share in shares]).sum()
+            for name in shares[0].terms
+        },
+        by_language=torch.stack(by_language).sum(0) if by_language else None,
+    )
+
+
+def _ordinal(number: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")

@@ -1,6 +1,6 @@
 """Where text comes from: local files, MADLAD-400 on the hub, or the built-in toy corpus.
 
-A `Corpus` gives an endless training stream, mixed over languages by temperature, and per language the
+A `Corpus` gives endless training streams, mixed over languages by temperature, and per language the
 documents held out for evaluation. Which those are is decided by a hash of the text, so that a teacher
 adapted on a corpus and a student distilled on it never train on each other's evaluation documents.
 """
@@ -11,13 +11,17 @@ from functools import partial
 from pathlib import Path
 
 from comet.corpus.documents import Document, language_code, text_hash, two_letter_code
-from comet.corpus.hub import MADLAD_400, MADLAD_LANGUAGES, Streamed
-from comet.corpus.local import find_files, read_files
-from comet.corpus.mixing import InMemory, Source, TextStream
+from comet.corpus.hub import MADLAD_400, MADLAD_LANGUAGES, madlad_shards
+from comet.corpus.lines import documents, local_shard
+from comet.corpus.local import find_files
+from comet.corpus.memory import InMemory
+from comet.corpus.mixing import Source, TextStream, probabilities
+from comet.corpus.problems import Problems
+from comet.corpus.streamed import Streamed
 from comet.toy import LANGUAGES as TOY_LANGUAGES
 from comet.toy import toy_sentences
 
-__all__ = ["Corpus", "Document", "TextStream", "language_code", "open_corpus"]
+__all__ = ["Corpus", "Document", "Problems", "TextStream", "language_code", "open_corpus"]
 
 _TOY_SENTENCES = 8000  # of each language
 
@@ -30,8 +34,10 @@ class Corpus:
     Args:
         sources: one per language.
         temperature: τ of p ∝ n^(1/τ), see `comet.corpus.mixing`.
-        seed: decides the order of the training stream, and nothing else.
+        seed: decides the order of the training streams, and nothing else.
         held_out_per_language: how many documents evaluation reads at most.
+        streams: how many streams share the training text.
+        problems: what of it could not be read, so far.
     """
 
     def __init__(
@@ -41,11 +47,17 @@ class Corpus:
         temperature: float,
         seed: int,
         held_out_per_language: int,
+        streams: int,
+        problems: Problems,
     ) -> None:
+        self.streams = streams
+        self.problems = problems
         self._sources = sorted(sources, key=lambda source: source.language)
         self._temperature = temperature
         self._seed = seed
         self._held_out_per_language = held_out_per_language
+        lines = (f"{source.language} {source.fingerprint()}" for source in self._sources)
+        self._fingerprint = text_hash("\n".join(lines))
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -57,19 +69,32 @@ class Corpus:
         """Documents per language, held-out ones included; None where they are streamed."""
         return {source.language: source.count for source in self._sources}
 
-    def training_stream(self) -> TextStream:
-        """Return a new training stream, at its start."""
-        return TextStream(self._sources, self._temperature, self._seed, self.fingerprint())
+    @property
+    def estimates(self) -> dict[str, float]:
+        """Documents to train on per language, estimated from the files' sizes where they are streamed."""
+        return {source.language: source.weight for source in self._sources}
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """How often each language is drawn."""
+        return probabilities(self._sources, self._temperature)
+
+    def training_stream(self, stream: int = 0) -> TextStream:
+        """Return a new reader of one of the training streams, at its start."""
+        return TextStream(
+            self._sources, self._temperature, self._seed, self._fingerprint, stream, self.streams
+        )
 
     def held_out(self) -> dict[str, list[str]]:
         """Return the documents to evaluate on; no training stream of any seed gives one of them."""
         limit = self._held_out_per_language
-        return {source.language: source.held_out(limit) for source in self._sources}
+        found = {source.language: source.held_out(limit) for source in self._sources}
+        self.problems.report()
+        return found
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 of the texts (of the shards' addresses where they are streamed)."""
-        lines = (f"{source.language} {source.fingerprint()}" for source in self._sources)
-        return text_hash("\n".join(lines))
+        """Return a SHA-256 of the texts (of names and sizes of the files where they are streamed)."""
+        return self._fingerprint
 
 
 def open_corpus(
@@ -79,6 +104,10 @@ def open_corpus(
     temperature: float,
     seed: int,
     held_out_per_language: int,
+    streams: int = 1,
+    shuffle_buffer: int = 10_000,
+    in_memory: int = 1024,
+    strict: bool = False,
     madlad_base: str | None = None,
 ) -> Corpus:
     """Open a corpus.
@@ -90,6 +119,10 @@ def open_corpus(
         temperature: τ of the mixture, above 0.
         seed: decides the order of the training stream.
         held_out_per_language: how many documents evaluation reads at most, above 0.
+        streams: how many streams share the training text.
+        shuffle_buffer: documents of a language that are shuffled together where they are streamed.
+        in_memory: MiB of local files, as they lie on disk, above which they are streamed.
+        strict: end at what cannot be read instead of counting and skipping it.
         madlad_base: a folder or URL laid out like MADLAD-400's `data`, in its place.
 
     Raises:
@@ -98,6 +131,7 @@ def open_corpus(
     _check_numbers(temperature, seed, held_out_per_language)
     if not paths:
         raise ValueError("corpus: got no path, expected a file, a folder, toy or madlad400")
+    problems = Problems(strict=strict)
     files: dict[Path, str] = {}
     openers: dict[str, list[Opener]] = defaultdict(list)
     for path in paths:
@@ -106,17 +140,27 @@ def open_corpus(
                 openers[language].append(partial(_toy, language))
         elif path.partition(":")[0].partition("@")[0] == "madlad400":
             for code, base in _madlad_folders(path, madlad_base):
-                openers[language_code(code)].append(partial(Streamed, code, base))
+                opener = partial(_madlad, code, base, shuffle_buffer, problems)
+                openers[language_code(code)].append(opener)
         else:
             files |= find_files(Path(path))
-    for language in dict.fromkeys(files.values()):
-        chosen = [file for file, its_language in files.items() if its_language == language]
-        openers[language].append(partial(_local, language, chosen))
+    wanted = _wanted(languages, set(openers) | set(files.values()))
+    by_language = {name: [file for file in files if files[file] == name] for name in wanted}
+    size = sum(file.stat().st_size for chosen in by_language.values() for file in chosen)
+    held = size <= in_memory << 20
+    for language, chosen in by_language.items():
+        if chosen:
+            block = None if held else shuffle_buffer
+            openers[language].append(partial(_local, language, chosen, block, problems))
+    sources = [_only(language, openers[language])() for language in wanted]
+    problems.report()
     return Corpus(
-        [_only(language, openers[language])() for language in _wanted(languages, openers)],
+        sources,
         temperature=temperature,
         seed=seed,
         held_out_per_language=held_out_per_language,
+        streams=streams,
+        problems=problems,
     )
 
 
@@ -133,8 +177,22 @@ def _toy(language: str) -> Source:
     return InMemory(language, toy_sentences(language, _TOY_SENTENCES))
 
 
-def _local(language: str, files: Sequence[Path]) -> Source:
-    return InMemory(language, read_files(files))
+def _madlad(code: str, base: str, block: int, problems: Problems) -> Source:
+    return Streamed(language_code(code), madlad_shards(code, base), block, problems)
+
+
+def _local(language: str, files: Sequence[Path], block: int | None, problems: Problems) -> Source:
+    """Files in memory, or streamed in blocks."""
+    shards = [local_shard(str(file)) for file in files]
+    if block is not None:
+        return Streamed(language, shards, block, problems)
+    texts = [line.text for shard in shards for line in documents(shard, problems)]
+    if not texts:
+        example = next((p for p in problems.first if p.file in {s.address for s in shards}), None)
+        raise ValueError(
+            f"corpus: nothing to read in {', '.join(map(str, files[:3]))} ({example}); remove or repair it"
+        )
+    return InMemory(language, texts)
 
 
 def _madlad_folders(path: str, base: str | None) -> list[tuple[str, str]]:
@@ -151,17 +209,17 @@ def _madlad_folders(path: str, base: str | None) -> list[tuple[str, str]]:
     return [(code, base or f"{MADLAD_400}@{revision}/data") for code in dict.fromkeys(codes)]
 
 
-def _wanted(languages: Sequence[str] | None, offered: dict[str, list[Opener]]) -> list[str]:
-    """The languages to open: all, or the ones asked for."""
+def _wanted(languages: Sequence[str] | None, offered: set[str]) -> list[str]:
+    """The languages to open, in alphabetical order: all, or the ones asked for."""
     if languages is None:
-        return list(offered)
-    wanted = list(dict.fromkeys(language_code(language) for language in languages))
-    missing = [language for language in wanted if language not in offered]
+        return sorted(offered)
+    wanted = {language_code(language) for language in languages}
+    missing = sorted(wanted - offered)
     if missing or not wanted:
         raise ValueError(
             f"languages: got {', '.join(missing) or 'none'}, expected of {', '.join(sorted(offered))}"
         )
-    return wanted
+    return sorted(wanted)
 
 
 def _only(language: str, openers: Sequence[Opener]) -> Opener:

@@ -1,3 +1,6 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_model
@@ -5,10 +8,13 @@ from tiny import tiny_model
 from comet import checkpoints
 from comet.checkpoints import (
     load_checkpoint,
+    load_chosen,
     module_tensors,
     optimizer_tensors,
+    random_tensors,
     restore_module,
     restore_optimizer,
+    restore_random,
     save_checkpoint,
 )
 
@@ -26,25 +32,78 @@ def test_the_newest_stay_and_load(tmp_path):
     assert state == {"step": 100}
 
 
-def test_a_failure_half_way_leaves_the_one_before_and_no_remains(tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", ["save_file", "_checksum", "_synchronise"])
+def test_a_full_disk_leaves_the_one_before_and_no_remains(tmp_path, monkeypatch, at):
     save(tmp_path, 1)
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "_synchronise", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(checkpoints, at, full_disk)
+    said = "step-2: No space left on device; the last good checkpoint is step-1; .* --resume"
+    with pytest.raises(OSError, match=said):
         save(tmp_path, 2)
+    monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
     assert load_checkpoint(tmp_path / "step-1")[1] == {"step": 1}
 
 
-@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
-def test_a_damaged_checkpoint_is_recognised(tmp_path, name):
+def test_remains_of_a_killed_save_are_cleared(tmp_path):
+    (tmp_path / ".step-4.partial").mkdir()
+    (tmp_path / ".step-4.partial" / "tensors.safetensors").write_text("half")
+    save(tmp_path, 6)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-6"]
+
+
+def flipped(content, place):
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "checksums.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
+def test_a_damaged_checkpoint_is_recognised_and_the_one_before_offered(tmp_path, name, damage):
+    save(tmp_path, 3)
+    path = save(tmp_path, 6) / name
+    content = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    else:
+        # a flipped bit in the middle of a tensor leaves a file that safetensors reads without complaint
+        path.write_bytes(content[:5] if damage == "cut" else flipped(content, len(content) - 4))
+    said = "checkpoint step-6 is damaged; go on from the one before it with --resume-from 3"
+    with pytest.raises(ValueError, match=said):
+        load_chosen(tmp_path, None)
+    tensors, state = load_chosen(tmp_path, 3)
+    assert (tensors["a"].tolist(), state) == ([3, 3], {"step": 3})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-3", "step-6.set-aside"]
+
+
+def test_the_only_checkpoint_damaged_is_said_and_a_missing_step_named(tmp_path):
+    assert load_chosen(tmp_path, None) is None
     path = save(tmp_path, 3)
-    (path / name).write_bytes((path / name).read_bytes()[:5])
-    with pytest.raises(ValueError, match=r"step-3 cannot be read .* delete that folder"):
-        load_checkpoint(path)
+    with pytest.raises(ValueError, match="--resume-from: got 4, but the checkpoints .* are step-3"):
+        load_chosen(tmp_path, 4)
+    (path / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match="there is none before it"):
+        load_chosen(tmp_path, None)
+
+
+def test_every_generator_comes_back():
+    def draws():
+        return (
+            torch.rand(3).tolist(),
+            np.random.standard_normal(3).tolist(),  # noqa: NPY002
+            [random.gauss(0, 1) for _ in range(3)],
+        )
+
+    draws()
+    saved = random_tensors(2)
+    expected = draws()
+    draws()
+    restore_random(saved, 1)
+    assert draws() != expected
+    restore_random(saved, 2)
+    assert draws() == expected
 
 
 def test_module_and_optimizer_come_back_exactly(tmp_path):

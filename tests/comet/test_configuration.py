@@ -42,8 +42,33 @@ def test_yaml_takes_a_rate_without_a_dot(tmp_path):
     assert recipe_of(*COMPLETE, "--recipe", str(file)).optimisation.learning_rate == 5e-4
 
 
-def test_a_recipe_reads_back_as_it_was_written(tmp_path):
-    recipe = recipe_of(*COMPLETE, "--optimisation.muon_learning_rate", "0.01")
+@pytest.mark.parametrize(
+    ("text", "value"), [("3", 3), ("-1", -1), ("last", "last"), ("upper-middle", "upper-middle")]
+)
+def test_a_layer_is_a_number_or_a_name(tmp_path, text, value):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"teacher: {{attention_layer: {text}}}\n")
+    assert recipe_of(*COMPLETE, "--recipe", str(file)).teacher.attention_layer == value
+    assert recipe_of(*COMPLETE, "--student.attention_layer", text).student.attention_layer == value
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--optimisation.muon_learning_rate", "0.01"],
+        ["--teacher.attention_layer", "upper-middle", "--student.attention_layer", "-2"],
+        ["--objective.temperature_mode", "learnt", "--objective.temperature_end", "5"],
+        [
+            "--objective.temperature_mode",
+            "language",
+            "--objective.language_temperatures",
+            "hau=1.5",
+            "yor=3",
+        ],
+    ],
+)
+def test_a_recipe_reads_back_as_it_was_written(tmp_path, more):
+    recipe = recipe_of(*COMPLETE, *more)
     file = tmp_path / "recipe.yaml"
     file.write_text(to_yaml(recipe))
     assert build(DistillRecipe, read_recipe(DistillRecipe, str(file))) == recipe
@@ -71,6 +96,9 @@ def test_shipped_recipes_are_valid(name, kind):
         ("objective: {temprature: 1}", "did you mean 'temperature'"),
         ("objective: {temperature: hot}", "expected a number"),
         ("objective: {kd_tokens: some}", "expected one of all, masked"),
+        ("teacher: {attention_layer: first}", "a whole number or one of last, upper-middle"),
+        ("teacher: {attention_layer: 1.5}", "a whole number or one of last, upper-middle"),
+        ("objective: {language_temperatures: [1.5]}", "expected text"),
         ("objective: 3", "expected fields"),
         ("optimisation: {steps: 1.5}", "expected a whole number"),
         ("optimisation: {steps: true}", "expected a whole number"),
@@ -103,6 +131,22 @@ def test_a_wrong_file_is_refused_with_the_remedy(tmp_path, content, said):
         (["--teacher", "t"], "corpus.paths: got nothing"),
         (["--corpus", "c"], "teacher.model: got none"),
         ([*COMPLETE, "--steps", "many"], "invalid int value"),
+        (
+            [*COMPLETE, "--teacher.attention_layer", "first"],
+            "teacher.attention_layer: got 'first', expected a whole number or one of last, upper-middle",
+        ),
+        (
+            [*COMPLETE, "--corpus.mask_probability", "0", "--objective.mlm_weight", "1"],
+            "objective.mlm_weight: got 1.0 with corpus.mask_probability 0",
+        ),
+        (
+            ["--corpus", "toy", "--teacher.revision", "main"],
+            "teacher.revision: got main, expected nothing, unless teacher.model",
+        ),
+        (
+            [*COMPLETE, "--teacher.cache", "d", "--objective.attention_loss", "relation"],
+            "objective.attention_loss: got relation with teacher.cache",
+        ),
     ],
 )
 def test_a_wrong_command_is_refused_with_the_remedy(argv, said):

@@ -1,35 +1,15 @@
 import gzip
-import itertools
 import json
 import logging
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from corpus_files import OPTIONS, cut_off, records, take, texts, write, write_two_languages
 
-from comet.corpus import Document, hub, open_corpus
+from comet.corpus import Document, lines, open_corpus
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared/data"
-OPTIONS = {"temperature": 1.0, "seed": 0, "held_out_per_language": 20}
-
-
-def write(path, lines):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = b"".join(x if isinstance(x, bytes) else x.encode() + b"\n" for x in lines)
-    path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)
-    return str(path)
-
-
-def records(texts):
-    return [json.dumps({"text": text, "source": "a test"}) for text in texts]
-
-
-def texts(name, count):
-    return [f"{name} number {index}" for index in range(count)]
-
-
-def take(stream, count):
-    return list(itertools.islice(stream, count))
 
 
 def everything(corpus):
@@ -43,11 +23,7 @@ def everything(corpus):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two languages of 400 and 100 documents, in folders like MADLAD-400's."""
-    write(tmp_path / "data/ha/ha_clean_0000.jsonl.gz", records(texts("ha", 250)))
-    write(tmp_path / "data/ha/ha_clean_0001.jsonl.gz", records(texts("hb", 150)))
-    write(tmp_path / "data/yo/yo_clean_0000.jsonl.gz", records(texts("yo", 100)))
-    return tmp_path / "data"
+    return write_two_languages(tmp_path / "data")
 
 
 # Local files
@@ -93,9 +69,12 @@ def test_bad_lines_are_skipped_and_reported_once(tmp_path, caplog):
     assert corpus.counts == {"und": 60}
     (record,) = caplog.records
     message = record.getMessage()
-    assert "skipped 8 of 68 lines" in message
+    assert "8 lines cannot be read and are skipped" in message
     assert "a.jsonl:3: not valid JSON; " in message
     assert 'a.jsonl:4: no "text"; ' in message
+    assert len(corpus.problems) == 8
+    assert corpus.problems.by_file == {file: 8}
+    assert [problem.line for problem in corpus.problems.first] == [3, 4, 5]
 
 
 def test_files_of_other_kinds_in_a_folder_are_named(folder, caplog):
@@ -106,15 +85,53 @@ def test_files_of_other_kinds_in_a_folder_are_named(folder, caplog):
     assert "more.jsonl.zst" in caplog.text
 
 
+def test_strictness_ends_at_the_first_bad_line(tmp_path):
+    file = write(tmp_path / "a.jsonl", [*records(texts("good", 60)), "{", "["])
+    with pytest.raises(ValueError, match=r"a\.jsonl:61: not valid JSON; corpus\.strict"):
+        open_corpus([file], **OPTIONS, strict=True)
+
+
+def test_a_line_without_end_is_skipped_piece_by_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "LONGEST_LINE", 100)
+    long = json.dumps({"text": "x" * 250})
+    exact = json.dumps({"text": "y" * (99 - len('{"text": ""}'))})
+    file = write(tmp_path / "a.jsonl", [*records(texts("a", 20)), long, exact, "{"])
+    corpus = open_corpus([file], **OPTIONS)
+    assert corpus.counts == {"und": 21}
+    assert [str(problem).removeprefix(file) for problem in corpus.problems.first] == [
+        ":21: longer than 0 MiB",
+        ":23: not valid JSON",
+    ]
+
+
+def test_a_damaged_file_is_read_to_where_it_breaks_and_the_next_follows(tmp_path, caplog):
+    for number in range(2):
+        write(tmp_path / f"ha/{number}.jsonl.gz", records(texts(f"n{number}", 3000)))
+    cut_off(tmp_path / "ha/0.jsonl.gz")
+    (tmp_path / "ha/2.jsonl.gz").write_text("not gzip")
+    write(tmp_path / "ha/3.jsonl.gz", [])
+    corpus = open_corpus([str(tmp_path)], **OPTIONS)
+    count = corpus.counts["hau"]
+    assert 3500 < count < 5500
+    broken, foreign, empty = corpus.problems.first
+    assert (Path(broken.file).name, broken.line) == ("0.jsonl.gz", count - 3000 + 1)
+    assert "cannot be read from here on (Compressed file ended" in broken.reason
+    assert (Path(foreign.file).name, foreign.line) == ("2.jsonl.gz", 1)
+    assert str(empty).endswith("3.jsonl.gz:1: the file is empty")
+    assert "3 lines cannot be read" in caplog.text
+    with pytest.raises(ValueError, match=r"0\.jsonl\.gz:\d+: the file cannot be read from here"):
+        open_corpus([str(tmp_path)], **OPTIONS, strict=True)
+
+
 def test_what_cannot_be_used_ends_with_one_clear_line(tmp_path, folder):
-    whole = Path(write(tmp_path / "whole.jsonl.gz", records(texts("x", 5000)))).read_bytes()
-    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "none").mkdir()
+    plain = tmp_path / "plain.jsonl.gz"
+    plain.write_text("not gzip")
     cases = {
         str(tmp_path / "missing"): "does not exist; give a file, a folder, toy or madlad400",
-        str(tmp_path / "cut.jsonl.gz"): "cannot read .*cut.jsonl.gz",
+        str(plain): r"nothing to read in .*plain\.jsonl\.gz:1: .*Not a gzipped file",
         write(tmp_path / "empty.jsonl.gz", []): "nothing to read in",
-        write(tmp_path / "plain.txt", []): "nothing to read in .*it is empty",
+        write(tmp_path / "plain.txt", []): "nothing to read in .*plain.txt:1: the file is empty",
         write(
             tmp_path / "bad.jsonl", ["{", "{"]
         ): "nothing to read in .*bad.jsonl:1: not valid JSON",
@@ -129,10 +146,6 @@ def test_what_cannot_be_used_ends_with_one_clear_line(tmp_path, folder):
         with pytest.raises(ValueError, match=message) as error:
             open_corpus([path], **OPTIONS)
         assert "\n" not in str(error.value)
-    plain = tmp_path / "plain.jsonl.gz"
-    plain.write_text("not gzip")
-    with pytest.raises(ValueError, match=r"cannot read .*plain\.jsonl\.gz"):
-        open_corpus([str(plain)], **OPTIONS)
     with pytest.raises(ValueError, match="hau comes from 2 sources"):
         open_corpus([str(folder), "toy"], **OPTIONS)
     with pytest.raises(ValueError, match="got no path"):
@@ -237,6 +250,20 @@ def test_temperature_mixes_languages(folder, temperature, share):
     assert drawn["hau"] / 20_000 == pytest.approx(share, abs=0.015)
 
 
+def test_streams_share_the_texts_of_an_epoch(folder):
+    corpus = open_corpus([str(folder)], languages=["yo"], streams=3, **OPTIONS)
+    alone = open_corpus([str(folder)], languages=["yo"], **OPTIONS)
+    size = int(alone.estimates["yor"])
+    shares = [
+        take(corpus.training_stream(number), len(range(number, size, 3))) for number in range(3)
+    ]
+    together = [document.text for share in shares for document in share]
+    assert len(set(together)) == size
+    assert set(together) == {document.text for document in take(alone.training_stream(), size)}
+    with pytest.raises(ValueError, match=r"corpus\.streams: got 200, but yor has 9\d documents"):
+        open_corpus([str(folder)], languages=["yo"], streams=200, **OPTIONS).training_stream()
+
+
 def test_the_seed_decides_the_order(folder):
     def start(seed):
         return take(open_corpus([str(folder)], **{**OPTIONS, "seed": seed}).training_stream(), 50)
@@ -269,93 +296,6 @@ def test_toy_is_a_corpus():
     corpus = open_corpus(["toy"], languages=["swa", "kin"], **OPTIONS)
     assert corpus.counts == {"kin": 8000, "swa": 8000}
     assert {len(kept_out) for kept_out in corpus.held_out().values()} == {20}
-
-
-# MADLAD-400, from a folder of the same layout
-
-
-@pytest.fixture
-def madlad(folder, monkeypatch):
-    pytest.importorskip("datasets", reason="streaming MADLAD-400 needs the datasets package")
-    monkeypatch.setattr(hub, "BLOCK", 64)
-
-    def open_madlad(spec="madlad400:ha,yor", **options):
-        return open_corpus([spec], madlad_base=str(folder), **{**OPTIONS, **options})
-
-    return open_madlad
-
-
-def test_madlad_streams_what_the_same_files_hold_locally(madlad, folder):
-    streamed = madlad(held_out_per_language=99)
-    local = open_corpus([str(folder)], **{**OPTIONS, "held_out_per_language": 99})
-    assert streamed.languages == ("hau", "yor")
-    assert streamed.counts == {"hau": None, "yor": None}
-    kept_out = streamed.held_out()
-    assert {name: set(found) for name, found in kept_out.items()} == {
-        name: set(found) for name, found in local.held_out().items()
-    }
-    trained = {(d.language, d.text) for d in take(streamed.training_stream(), 2500)}
-    assert trained == {(name, text) for name, found in everything(local).items() for text in found}
-
-
-def test_madlad_is_shuffled_and_starts_again_in_another_order(madlad):
-    stream = madlad("madlad400:yo").training_stream()
-    size = 100 - len(madlad("madlad400:yo", held_out_per_language=99).held_out()["yor"])
-    first, second = take(stream, size), take(stream, size)
-    assert set(first) == set(second)
-    assert len(set(first)) == size
-    assert first != second
-    assert first != sorted(first, key=lambda document: int(document.text.split()[-1]))
-
-
-@pytest.mark.parametrize("spent", [0, 1, 64, 130, 392, 700])
-def test_a_restored_madlad_stream_goes_on_exactly(madlad, spent):
-    stream = madlad().training_stream()
-    take(stream, spent)
-    state = json.loads(json.dumps(stream.state_dict()))
-    expected = take(stream, 300)
-    fresh = madlad().training_stream()
-    take(fresh, 13)
-    fresh.load_state_dict(state)
-    assert take(fresh, 300) == expected
-    again = madlad().training_stream()
-    again.load_state_dict(fresh.state_dict())
-    assert take(again, 200) == take(stream, 200)
-
-
-def test_madlad_newlines_are_newlines_and_empty_texts_are_skipped(madlad, folder, caplog):
-    odd = [r"one\ntwo", "  ", r"\n"]
-    write(folder / "sw/sw_clean_0000.jsonl.gz", records([*odd, *texts("sw", 90)]))
-    with caplog.at_level(logging.WARNING):
-        stream = madlad("madlad400:swa").training_stream()
-        got = {document.text for document in take(stream, 92)}
-    assert "one\ntwo" in got
-    assert not any("\\n" in text or not text.strip() for text in got)
-    assert "skipping documents of" in caplog.text
-
-
-def test_madlad_that_is_not_there_or_damaged_ends_with_one_clear_line(madlad, folder):
-    with pytest.raises(ValueError, match=r"no shards at .*/rw/rw_clean_\*\.jsonl\.gz"):
-        madlad("madlad400:rw")
-    shard = folder / "yo/yo_clean_0000.jsonl.gz"
-    shard.write_bytes(shard.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"cannot read .*yo_clean.*LANG/\*\.jsonl\.gz") as error:
-        take(madlad("madlad400:yo").training_stream(), 100)
-    assert "\n" not in str(error.value)
-
-
-def test_without_the_hub_the_remedy_is_named(monkeypatch):
-    class UnreachableError(Exception):
-        pass
-
-    def refuse(pattern):
-        raise UnreachableError("no route to host\nand more lines")
-
-    monkeypatch.setattr(hub, "url_to_fs", refuse)
-    expected = r"cannot read hf://datasets/allenai/MADLAD-400@v2/data/ha/.*\(no route to host\).*--corpus toy"
-    with pytest.raises(ValueError, match=expected) as error:
-        open_corpus(["madlad400@v2:ha"], **OPTIONS)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.skipif(not (SHARED / "corpus").is_dir(), reason="the real data is not in shared/data")

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 from comet import distill as distill_module
 from comet.distill import main
 from comet.objective import Distiller
+from comet.sources import mixture
 
 
 @pytest.fixture
@@ -51,10 +52,10 @@ def test_the_run_folder_holds_what_is_promised(finished):
     metrics = metrics_of(finished)
     assert [line["step"] for line in metrics] == [2, 4, 6, 7]
     assert list(metrics[0]) == [
-        "step", "tokens", "loss", "kd", "attention", "grad_norm", "lr",
+        "step", "tokens", "loss", "kd", "attention", "grad_norm", "kd/hau", "kd/swa", "lr",
         "tokens_per_second", "peak_memory",
     ]  # fmt: skip
-    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"step-3", "step-6"}
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"step-6", "step-7"}
     agreement = json.loads((finished / "agreement.json").read_text())
     assert agreement["after"].keys() == {"hau", "swa", "all"}
     assert agreement["after"]["all"]["kl"] < agreement["before"]["all"]["kl"]
@@ -86,12 +87,12 @@ def test_an_interrupted_run_resumes_to_the_same_student(finished, tmp_path, monk
     calls = 0
     forward = Distiller.forward
 
-    def interrupted(self, batch):
+    def interrupted(self, *given):
         nonlocal calls
         calls += 1
         if calls == 6:
             raise KeyboardInterrupt
-        return forward(self, batch)
+        return forward(self, *given)
 
     monkeypatch.setattr(Distiller, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -123,6 +124,42 @@ def test_options_of_precision_and_tokens_train(tmp_path, command, options):
     student = AutoModelForMaskedLM.from_pretrained(folder / "student")
     assert all(value.isfinite().all() for value in student.parameters())
     assert student.dtype == torch.float32
+
+
+def test_what_saves_memory_or_time_changes_no_loss(finished, tmp_path, command):
+    folder = tmp_path / "run"
+    saving = ["--optimisation.gradient_checkpointing", "--corpus.workers", "1"]
+    main([*command, *saving, "--fused", "--steps", "7", "--output", str(folder)])
+    for line, other in zip(metrics_of(folder), metrics_of(finished), strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(finished, tmp_path, command):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(finished / "recipe.yaml", run)
+    (run / "metrics.jsonl").write_text('{"step": 2}\n')
+    main(["--resume", "--output", str(run)])
+    assert timeless(metrics_of(run)) == timeless(metrics_of(finished))
+
+
+def test_a_damaged_checkpoint_is_passed_over_on_request(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "run.json").unlink()
+    tensors = run / "checkpoints" / "step-7" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="step-7 is damaged; .* --resume-from 6"):
+        main(["--resume", "--output", str(run)])
+    main(["--resume-from", "6", "--output", str(run)])
+    assert timeless(metrics_of(run)) == timeless(metrics_of(finished))
+    name = "student/model.safetensors"
+    assert (run / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_folder_that_cannot_be_written_is_said(command):
+    with pytest.raises(OSError, match=r"cannot write /proc/nowhere.*make room or the folder"):
+        main([*command, "--steps", "2", "--output", "/proc/nowhere"])
 
 
 def test_a_student_can_be_given(finished, tmp_path, command):
@@ -168,25 +205,27 @@ def test_resuming_where_nothing_is_is_refused(tmp_path, command):
         main([*command, "--resume", "--output", str(tmp_path / "nowhere")])
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoints(
+def test_losses_that_are_no_number_stop_the_run_with_the_batch_and_the_checkpoints_kept(
     tmp_path, monkeypatch, command
 ):
     forward, calls = Distiller.forward, 0
 
-    def spoilt(self, batch):
+    def spoilt(self, *given):
         nonlocal calls
         calls += 1
-        losses = forward(self, batch)
-        return losses._replace(total=losses.total * float("nan")) if calls == 4 else losses
+        losses = forward(self, *given)
+        return losses._replace(total=losses.total * float("nan")) if calls >= 4 else losses
 
     monkeypatch.setattr(Distiller, "forward", spoilt)
-    with pytest.raises(ValueError, match="total became nan between step 3 and 4"):
-        main([*command, "--steps", "9", "--output", str(tmp_path / "run")])
+    skipping = ["--optimisation.skipped_steps", "1"]
+    with pytest.raises(ValueError, match=r"not finite in step 5, the second in a row; its batch"):
+        main([*command, *skipping, "--steps", "9", "--output", str(tmp_path / "run")])
     kept = tmp_path / "run" / "checkpoints" / "step-3" / "tensors.safetensors"
     assert all(
         value.isfinite().all() for value in load_file(kept).values() if value.is_floating_point()
     )
-    assert [line["step"] for line in metrics_of(tmp_path / "run")] == [2]
+    assert [line["step"] for line in metrics_of(tmp_path / "run")] == [2, 4]
+    assert list((tmp_path / "run" / "bad_batches").glob("step-5-*.json"))
     assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "failed"
     assert not (tmp_path / "run" / "student").exists()
 
@@ -236,12 +275,11 @@ def test_the_default_is_the_quickstart():
     assert distill_module._default_recipe({"corpus.paths": ["x"]}) is None
 
 
-def test_a_streamed_corpus_is_announced_without_counts(finished, capsys):
-    corpus = SimpleNamespace(counts={"hau": None, "swa": 1200})
-    model = tiny_model("bert")
-    distiller = SimpleNamespace(teacher=model, student=model)
-    distill_module._announce(distiller, corpus, None, finished, SimpleNamespace(device="cpu"))
-    assert "corpus   hau, swa 1,200" in capsys.readouterr().out
+def test_a_streamed_corpus_is_announced_without_counts():
+    corpus = SimpleNamespace(
+        counts={"hau": None, "swa": 1200}, probabilities={"hau": 0.75, "swa": 0.25}
+    )
+    assert mixture(corpus) == "corpus   hau streamed (75%), swa 1,200 (25%)"
 
 
 def test_a_tokenizer_with_more_entries_than_the_teacher_embeds_is_refused(tmp_path, command):

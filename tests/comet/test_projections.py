@@ -29,7 +29,8 @@ def test_training_starts_from_the_plain_squared_error(kind):
 @pytest.mark.parametrize("length", [6, 8])
 def test_each_kind_learns_and_every_parameter_gets_a_gradient(kind, length):
     student, teacher, mask = attention_maps(length=length)
-    projection = make_projection(ObjectiveRecipe(projection=kind, projection_rank=20), 8)
+    sizes = {"projection_rank": 20} if kind == "lowrank" else {}
+    projection = make_projection(ObjectiveRecipe(projection=kind, **sizes), 8)
     optimizer = torch.optim.Adam(projection.parameters(), lr=0.02)
     losses = []
     for _ in range(60):
@@ -43,11 +44,16 @@ def test_each_kind_learns_and_every_parameter_gets_a_gradient(kind, length):
 
 
 @pytest.mark.parametrize(
-    ("kind", "parameters"),
-    [("identity", 0), ("dense", 8**4), ("lowrank", 2 * 5 * 64), ("kronecker", 2 * 3 * 64)],
+    ("kind", "sizes", "parameters"),
+    [
+        ("identity", {}, 0),
+        ("dense", {}, 8**4),
+        ("lowrank", {"projection_rank": 5}, 2 * 5 * 64),
+        ("kronecker", {"projection_terms": 3}, 2 * 3 * 64),
+    ],
 )
-def test_parameters_are_as_many_as_documented(kind, parameters):
-    recipe = ObjectiveRecipe(projection=kind, projection_terms=3, projection_rank=5)
+def test_parameters_are_as_many_as_documented(kind, sizes, parameters):
+    recipe = ObjectiveRecipe(projection=kind, **sizes)
     assert sum(p.numel() for p in make_projection(recipe, 8).parameters()) == parameters
 
 

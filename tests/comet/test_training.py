@@ -1,9 +1,25 @@
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import tiny_model
 
-from comet.recipe import OptimisationRecipe
-from comet.training import make_accelerator, make_optimizers
+from comet.batch import Batch, StepLosses
+from comet.interruption import StopSignals
+from comet.optimizers import make_optimizers
+from comet.processes import make_accelerator
+from comet.recipe import (
+    CorpusRecipe,
+    DistillRecipe,
+    OptimisationRecipe,
+    RunRecipe,
+    TeacherRecipe,
+)
+from comet.runs import RunFolder
+from comet.trackers import Trackers
+from comet.training import Training, Watching, merged, warmup_and_decay
+from comet.watch import Watch
 
 
 def groups_of(optimizer, names):
@@ -46,7 +62,162 @@ def test_muon_takes_the_matrices_of_the_layers_and_nothing_else(architecture):
     assert adamw == set(names.values()) - muon
 
 
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
-    with pytest.raises(ValueError, match="started as 2 processes"):
-        make_accelerator(OptimisationRecipe())
+def test_rates_rise_and_fall_linearly():
+    factors = [warmup_and_decay(step, 2, 6) for step in range(6)]
+    assert factors == [0, 0.5, 1, 0.75, 0.5, 0.25]
+    assert warmup_and_decay(0, 0, 4) == 1
+
+
+def test_float16_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    with pytest.raises(ValueError, match="float16 needs a GPU"):
+        make_accelerator("float16")
+
+
+class Quadratic(torch.nn.Module):
+    """Half the squared distance of one number to what the batch says, averaged over the step's sequences."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, 1))
+
+    def forward(self, batch, totals):
+        values = batch.input_ids[:, 0].float()
+        values = values.where(values < 200, torch.inf)
+        summed = 0.5 * (self.weight - values).square().sum() / totals.tokens
+        member = torch.nn.functional.one_hot(batch.languages, 2).float()
+        by_language = torch.stack([values @ member, member.sum(0)])
+        return StepLosses(summed, {"kd": summed / 2}, by_language)
+
+
+class Fixed:
+    """Steps of two sequences as one piece or two; `spoilt` steps hold a value that makes the loss infinite."""
+
+    def __init__(self, pieces=1, spoilt=()):
+        self.pieces, self.spoilt, self.given = pieces, spoilt, 0
+
+    def __next__(self):
+        self.given += 1
+        far = 250 if self.given in self.spoilt else 3 * self.given
+        rows = [(1, 0), (far, 1)]
+        split = [rows] if self.pieces == 1 else [[row] for row in rows]
+        return [batch_of(some) for some in split]
+
+    def state_dict(self):
+        return {"given": self.given}
+
+    def load_state_dict(self, state):
+        self.given = state["given"]
+
+
+def batch_of(rows):
+    ids = torch.tensor([[value] for value, _ in rows])
+    positions = torch.arange(len(rows))
+    languages = torch.tensor([language for _, language in rows])
+    return Batch(ids, None, positions, positions, ids, languages, len(rows), len(rows))
+
+
+RECIPE = DistillRecipe(
+    teacher=TeacherRecipe(model="a teacher"),
+    corpus=CorpusRecipe(paths=["toy"]),
+    optimisation=OptimisationRecipe(
+        steps=6, warmup_steps=0, learning_rate=0.1, weight_decay=0.0, skipped_steps=1
+    ),
+    run=RunRecipe(log_every=2, checkpoint_every=3),
+)
+
+
+def training_of(folder, batches, tokenizer, *, resume=False, evaluate=dict):
+    run = RunFolder(folder, RECIPE, resume=resume)
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text("")
+    watching = Watching(
+        program="comet.distill",
+        languages=("hau", "swa"),
+        watch=Watch({}, RECIPE.objective),
+        trackers=Trackers([], folder),
+        tokenizer=tokenizer,
+        evaluate=evaluate,
+    )
+    return Training(
+        Quadratic(), batches, RECIPE.optimisation, RECIPE.run, run, make_accelerator("float32"),
+        watching,
+    )  # fmt: skip
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_are_means_over_the_window_and_languages(tmp_path, tokenizer):
+    training = training_of(tmp_path / "run", Fixed(), tokenizer)
+    training.train()
+    first, second, third = lines(tmp_path / "run")
+    assert [line["step"] for line in (first, second, third)] == [2, 4, 6]
+    assert [line["tokens"] for line in (first, second, third)] == [4, 8, 12]
+    assert first["kd/hau"] == 1
+    assert second["kd/swa"] == pytest.approx((9 + 12) / 2)
+    assert first["kd"] == pytest.approx(first["loss"] / 2)
+    # the first step starts from 0: ((1² + 3²) / 2 tokens) / 2; its gradient is −2
+    weight = training_of(tmp_path / "again", Fixed(), tokenizer)
+    weight._train_step(StopSignals())
+    assert weight._window._shares["loss"].item() == pytest.approx(2.5)
+    assert weight._window._norm.item() == pytest.approx(2)
+
+
+def test_pieces_change_nothing(tmp_path, tokenizer):
+    whole = training_of(tmp_path / "whole", Fixed(), tokenizer)
+    split = training_of(tmp_path / "split", Fixed(pieces=2), tokenizer)
+    for training in (whole, split):
+        training.train()
+    torch.testing.assert_close(split.module.weight, whole.module.weight, rtol=1e-6, atol=0)
+    for one, other in zip(lines(tmp_path / "split"), lines(tmp_path / "whole"), strict=True):
+        for name in ("loss", "kd", "grad_norm", "tokens", "kd/hau", "kd/swa"):
+            assert one[name] == pytest.approx(other[name], rel=1e-6)
+
+
+def test_a_step_without_a_finite_loss_is_skipped_and_counted(tmp_path, tokenizer, capsys):
+    training = training_of(tmp_path / "run", Fixed(spoilt=[3]), tokenizer)
+    training.train()
+    assert training.module.weight.isfinite().all()
+    first, second, _ = lines(tmp_path / "run")
+    assert "skipped" not in first
+    assert second["skipped"] == 1
+    assert second["tokens"] == 6
+    assert "1 of the steps up to 4 were skipped" in capsys.readouterr().out
+
+
+def test_too_many_in_a_row_end_the_run_with_the_batch_saved(tmp_path, tokenizer):
+    training = training_of(tmp_path / "run", Fixed(spoilt=[4, 5]), tokenizer)
+    with pytest.raises(ValueError, match="not finite in step 5, the second in a row; its batch is"):
+        training.train()
+    assert training.module.weight.isfinite().all()
+    (saved,) = (tmp_path / "run").glob("bad_batches/*.safetensors")
+    assert load_file(saved)["0/input_ids"].tolist() == [[1], [250]]
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-3"]
+
+
+def test_a_resumed_training_goes_on_in_the_middle_of_a_window(tmp_path, tokenizer):
+    expected = training_of(tmp_path / "whole", Fixed(), tokenizer)
+    expected.train()
+    stopped = training_of(tmp_path / "run", Fixed(spoilt=[5, 6]), tokenizer)
+    with pytest.raises(ValueError, match="not finite"):
+        stopped.train()
+    resumed = training_of(tmp_path / "run", Fixed(), tokenizer, resume=True)
+    resumed.resume()
+    assert resumed.step == 3
+    resumed.train()
+    assert torch.equal(resumed.module.weight, expected.module.weight)
+    timed = ("tokens_per_second", "peak_memory")
+    for one, other in zip(lines(tmp_path / "run"), lines(tmp_path / "whole"), strict=True):
+        assert {k: v for k, v in one.items() if k not in timed} == {
+            k: v for k, v in other.items() if k not in timed
+        }
+
+
+def test_positions_of_processes_are_joined():
+    positions = [
+        {"streams": {"0": {"at": 1}}, "kind": "text"},
+        {"streams": {"1": {"at": 2}}, "kind": "text"},
+    ]
+    assert merged(positions) == {"streams": {"0": {"at": 1}, "1": {"at": 2}}, "kind": "text"}

@@ -44,6 +44,7 @@ TINY_RUN = [
     "--corpus.max_length", "24",
     "--corpus.held_out", "8",
     "--optimisation.warmup_steps", "1",
+    "--corpus.workers", "0",
     "--batch-size", "8",
     "--run.log_every", "2",
     "--run.checkpoint_every", "3",

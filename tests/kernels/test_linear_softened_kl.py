@@ -58,7 +58,7 @@ def test_a_float16_student_close_to_its_teacher():
 def test_float16_products_are_enlarged_and_reduced(temperature, monkeypatch, small_pieces):
     """What a GPU's library does, 16-bit factors and float32 sums, in float32 here."""
     monkeypatch.setattr(linear_pieces, "_products_in_float32", lambda device: True)
-    monkeypatch.setattr(linear_pieces, "_product", lambda left, right: left.float() @ right.float())
+    monkeypatch.setattr(linear_pieces, "product", lambda left, right: left.float() @ right.float())
     student, _ = make(11, 20011, 24, 8, torch.float16)
     nearly = [tensor + 0.02 * torch.randn_like(tensor) for tensor in student]
     mask = torch.arange(11) % 4 != 2
@@ -215,7 +215,7 @@ def test_compiled_equals_eager(device, dynamic, fresh_compiler):
 @pytest.mark.parametrize("device", DEVICES)
 def test_autocast(device, small_pieces, monkeypatch):
     """Products in autocast's dtype; weights stay float32 and so does their gradient."""
-    monkeypatch.setattr(linear_pieces, "_cpu_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(linear_pieces, "cpu_multiplies_bfloat16", lambda: True)
     student, teacher = make(9, 1009, 24, 40, device=device)
     teacher = [teacher[0].bfloat16(), *teacher[1:]]
     with torch.autocast(device, torch.bfloat16):
@@ -233,7 +233,7 @@ def test_autocast(device, small_pieces, monkeypatch):
 
 def test_float32_heads_stay_on_a_cpu_that_cannot_multiply_bfloat16(monkeypatch):
     student, teacher = make(9, 1009, 24, 40)
-    monkeypatch.setattr(linear_pieces, "_cpu_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(linear_pieces, "cpu_multiplies_bfloat16", lambda: False)
     expected = run(linear_softened_kl, student, teacher)
     with torch.autocast("cpu", torch.bfloat16):
         assert equal(run(linear_softened_kl, student, teacher), expected)

@@ -68,7 +68,7 @@ def _products_in_float32(device: torch.device) -> bool:
 
 
 @functools.cache
-def _cpu_multiplies_bfloat16() -> bool:
+def cpu_multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for it; emulated, products took three times as long as in float32."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return True
@@ -82,13 +82,13 @@ def dtype_of_products(
     dtype = autocast or hidden.dtype
     if dtype == torch.float16 and not _products_in_float32(hidden.device):
         return torch.float32
-    slow = hidden.device.type == "cpu" and not _cpu_multiplies_bfloat16()
+    slow = hidden.device.type == "cpu" and not cpu_multiplies_bfloat16()
     if dtype == torch.bfloat16 and weight.dtype == torch.float32 and slow:
         return torch.float32
     return dtype
 
 
-class _Side:
+class Side:
     """Teacher or student: hidden states and head in the dtype of their product, and room for a piece of logits."""
 
     def __init__(
@@ -118,24 +118,24 @@ class _Side:
         return torch.mm(hidden, self.weight.t(), out=out)
 
 
-def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """left · right; of 16-bit factors in float32 where the library can, else rounded once."""
     if left.dtype != torch.float32 and _products_in_float32(left.device):
         return torch.mm(left, right, out_dtype=torch.float32)
     return torch.mm(left, right)
 
 
-def _accumulate(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+def accumulate(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """total += leftᵀ right, in float32 whatever the dtype of the factors."""
     if left.dtype == torch.float32:
         total.addmm_(left.t(), right)
         return
     step = max(1, PRODUCT_BYTES // (4 * right.shape[1]))
     for start in range(0, total.shape[0], step):
-        total[start : start + step].add_(_product(left[:, start : start + step].t(), right))
+        total[start : start + step].add_(product(left[:, start : start + step].t(), right))
 
 
-def _enlargement(
+def enlargement(
     dtype: torch.dtype, temperature: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
     """What the logits' gradient, at most T in size, is multiplied by to lie well within its dtype: a power of two."""
@@ -147,8 +147,8 @@ def _enlargement(
 
 
 def _in_pieces(
-    student: _Side,
-    teacher: _Side,
+    student: Side,
+    teacher: Side,
     temperature: torch.Tensor,
     mask: torch.Tensor | None,
     gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
@@ -157,7 +157,7 @@ def _in_pieces(
     """The loss of every row; adds to the gradients that are needed."""
     n = student.hidden.shape[0]
     loss = student.hidden.new_empty(n, dtype=torch.float32)
-    enlarged = _enlargement(student.weight.dtype, temperature, mask)
+    enlarged = enlargement(student.weight.dtype, temperature, mask)
     scale = enlarged.repeat(n)
     step = min(rows_per_piece(n, student.row_bytes + teacher.row_bytes), max(n, 1))
     student.make_room(step)
@@ -174,9 +174,9 @@ def _in_pieces(
             continue
         rows.backward(*rows_of, scale[piece], statistics, logits, biases)
         if needs[0]:
-            hidden_gradient[piece] = _product(logits, student.weight)
+            hidden_gradient[piece] = product(logits, student.weight)
         if needs[1]:
-            _accumulate(weight_gradient, logits, student.hidden[piece])
+            accumulate(weight_gradient, logits, student.hidden[piece])
         if needs[2]:
             bias_gradient += logits.sum(0, dtype=torch.float32)
     if student.weight.dtype == torch.float16:
@@ -231,8 +231,8 @@ def total_and_gradients(
         # Their logits' gradient is 0, and 0 · NaN would be NaN in the weight's.
         student_hidden = student_hidden.masked_fill(~mask[:, None], 0)
     with launch.without_autocast(student_hidden.device):
-        student = _Side(student_hidden, student_weight, student_bias, autocast)
-        teacher = _Side(teacher_hidden, teacher_weight, teacher_bias, autocast)
+        student = Side(student_hidden, student_weight, student_bias, autocast)
+        teacher = Side(teacher_hidden, teacher_weight, teacher_bias, autocast)
         loss = _in_pieces(student, teacher, temperature, mask, of_pieces, needs)
     total = loss.sum()
     if chosen is not None:

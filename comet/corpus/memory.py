@@ -1,0 +1,116 @@
+"""Texts of one language held in memory, packed as UTF-8: half of what as many strings take, and one object to send."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from comet.corpus.documents import is_held_out, text_hash
+
+
+class PackedTexts(Sequence[str]):
+    """A sequence of texts in one string of bytes."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        encoded = [text.encode() for text in texts]
+        self._bytes = b"".join(encoded)
+        self._ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        start = self._ends[index - 1] if index else 0
+        return self._bytes[start : self._ends[index]].decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+
+class InMemory:
+    """Texts of one language, in an order that depends on the texts alone.
+
+    Args:
+        language: its code.
+        texts: all of them; copies of a text stay together when some are held out.
+
+    Raises:
+        ValueError: fewer than two distinct texts, so that none could be held out.
+    """
+
+    def __init__(self, language: str, texts: Sequence[str]) -> None:
+        self.language = language
+        self.count: int | None = len(texts)
+        hashes = {text: text_hash(text) for text in texts}
+        if len(hashes) < 2:
+            raise ValueError(
+                f"corpus: {language} has {len(hashes)} distinct documents, expected at least 2, "
+                "as one is held out; in a .txt file each line is a document"
+            )
+        kept_out = {text for text, digest in hashes.items() if is_held_out(digest)}
+        if len(kept_out) in (0, len(hashes)):  # a few texts that all fell on one side
+            kept_out = {min(hashes, key=hashes.__getitem__)}
+        ordered = sorted(texts, key=hashes.__getitem__)
+        self._training = PackedTexts([text for text in ordered if text not in kept_out])
+        self._held_out = sorted(kept_out, key=hashes.__getitem__)
+        self._fingerprint = text_hash("\n".join(hashes[text] for text in ordered))
+        self.weight = float(len(self._training))
+
+    def cursor(self, seed: int, stream: int, streams: int) -> "ShuffledEpochs":
+        """Return a cursor over shuffled epochs of one stream's share of the training texts.
+
+        Raises:
+            ValueError: there are fewer texts than streams.
+        """
+        if len(self._training) < streams:
+            raise ValueError(
+                f"corpus.streams: got {streams}, but {self.language} has {len(self._training)} documents to "
+                "train on; lower it"
+            )
+        share = range(stream, len(self._training), streams)
+        return ShuffledEpochs(self._training, share, (seed, stream, *self.language.encode()))
+
+    def held_out(self, limit: int) -> list[str]:
+        """Return the first held-out texts in the order of their hashes."""
+        return self._held_out[:limit]
+
+    def fingerprint(self) -> str:
+        """Return a hash over all texts, whatever files they came in."""
+        return self._fingerprint
+
+
+class ShuffledEpochs:
+    """A share of the texts once, in an order drawn from a key and the epoch; then again in another."""
+
+    def __init__(self, texts: Sequence[str], share: range, key: tuple[int, ...]) -> None:
+        self._texts = texts
+        self._share = share
+        self._key = key
+        self._start(0, 0)
+
+    def _start(self, epoch: int, position: int) -> None:
+        self._epoch, self._position = epoch, position
+        self._order = shuffled_order(len(self._share), *self._key, epoch)
+
+    def next(self) -> str:
+        """Return the next text."""
+        if self._position == len(self._share):
+            self._start(self._epoch + 1, 0)
+        self._position += 1
+        return self._texts[self._share[self._order[self._position - 1]]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return epoch and position."""
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to an epoch and a position."""
+        self._start(int(state["epoch"]), int(state["position"]))
+
+
+def shuffled_order(length: int, *key: int) -> np.ndarray:
+    """Return a permutation that depends on its length and key alone."""
+    return np.random.default_rng(key).permutation(length)

@@ -1,0 +1,94 @@
+"""What of a corpus could not be read: each line and each damaged file is counted once, and reported with its place."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+SHOWN = 3
+
+_logger = logging.getLogger(__name__)
+
+
+class Problem(NamedTuple):
+    """A line that could not be read, or the line at which a damaged file ended.
+
+    Attributes:
+        file: its path or address.
+        line: counted from 1.
+        reason: what is wrong with it.
+    """
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+class Problems:
+    """Problems met so far, each once however often its line is read.
+
+    Args:
+        strict: end at the first one.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self.strict = strict
+        self.first: list[Problem] = []
+        self._lines: dict[str, set[int]] = {}
+        self._latest: list[Problem] = []
+        self._warned = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lines.values()))
+
+    @property
+    def by_file(self) -> dict[str, int]:
+        """How many each file has."""
+        return {file: len(lines) for file, lines in self._lines.items()}
+
+    def add(self, problem: Problem) -> None:
+        """Count a problem.
+
+        Raises:
+            ValueError: it is the first, and strictness was asked for.
+        """
+        if self.strict:
+            raise ValueError(
+                f"corpus: {problem}; corpus.strict ends the run at such a line, without it the line is "
+                "counted and skipped"
+            )
+        lines = self._lines.setdefault(problem.file, set())
+        if problem.line in lines:
+            return
+        lines.add(problem.line)
+        if len(self.first) < SHOWN:
+            self.first.append(problem)
+        self._latest.append(problem)
+
+    def latest(self) -> list[Problem]:
+        """The problems since this was last asked, each once."""
+        latest, self._latest = self._latest, []
+        return latest
+
+    def report(self, found: Iterable[Problem] = ()) -> None:
+        """Add what another process found, and warn in one line once the number has doubled since the last warning."""
+        found = list(found)
+        for problem in found:
+            self.add(problem)
+        examples = self.latest() or found or self.first
+        if len(self) < max(1, 2 * self._warned):
+            return
+        self._warned = len(self)
+        _logger.warning(
+            "corpus: %s cannot be read and %s skipped, such as %s",
+            "1 line" if len(self) == 1 else f"{len(self):,} lines",
+            "is" if len(self) == 1 else "are",
+            "; ".join(map(str, examples[:SHOWN])),
+        )
+
+    def lines(self) -> Iterator[str]:
+        """A line for each file with problems, most problems first."""
+        for file, count in sorted(self.by_file.items(), key=lambda item: (-item[1], item[0])):
+            yield f"{file}: {count:,}"

@@ -1,0 +1,116 @@
+"""One process or several: who writes, what is agreed on, and how small things travel between them.
+
+A run is started as several processes by `accelerate launch` or `torchrun`. The main process alone reads and writes the
+run folder, so that machines need not share one; what it found, or why it failed, the others learn from it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+
+from comet.batch import Batch, Counts, total_counts
+
+Value = TypeVar("Value")
+Precision = Literal["float32", "bfloat16", "float16"]
+_PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+class FailedElsewhere(Exception):
+    """The main process ended with an error and has said so: end quietly."""
+
+
+def this_process() -> PartialState:
+    """This process among those that were started together; joins them at the first call."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def make_accelerator(precision: Precision, log_with: list[Any] | None = None) -> Accelerator:
+    """Device placement, precision and communication of a run.
+
+    Raises:
+        ValueError: float16 without a GPU.
+    """
+    state = this_process()
+    if precision == "float16" and state.device.type == "cpu":
+        raise ValueError(
+            "optimisation.precision: float16 needs a GPU, found none; use bfloat16 or float32"
+        )
+    return Accelerator(
+        mixed_precision=_PRECISIONS[precision], cpu=state.device.type == "cpu", log_with=log_with
+    )
+
+
+def on_main(function: Callable[[], Value]) -> Value:
+    """Run a function on the main process; every process gets what it returned.
+
+    Raises:
+        FailedElsewhere: on the other processes, where the main one raised an error of its own.
+    """
+    state = this_process()
+    if state.num_processes == 1:
+        return function()
+    answer: list[Any] = [None, None]
+    failure: BaseException | None = None
+    if state.is_main_process:
+        try:
+            answer = [True, function()]
+        except BaseException as error:
+            answer, failure = [False, None], error
+    broadcast_object_list(answer)
+    if failure is not None:
+        raise failure
+    if not answer[0]:
+        raise FailedElsewhere
+    return cast(Value, answer[1])
+
+
+def step_totals(pieces: list[Batch], accelerator: Accelerator) -> Counts:
+    """What a whole step is averaged over: the counts of all pieces of all processes, without waiting for the device."""
+    counts = total_counts(pieces)
+    if accelerator.num_processes == 1:
+        return counts
+    together = accelerator.reduce(torch.tensor(counts, device=accelerator.device), reduction="sum")
+    return Counts(*together.unbind())
+
+
+def summed(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
+    """The sums over processes of tensors of the same names and shapes."""
+    if accelerator.num_processes == 1:
+        return dict(tensors)
+    return {
+        name: cast(Tensor, accelerator.reduce(tensors[name].clone(), reduction="sum"))
+        for name in sorted(tensors)
+    }
+
+
+def any_process(flags: Tensor, accelerator: Accelerator) -> list[bool]:
+    """Which of some flags, 0 or 1, are set on at least one process. Waits for the device."""
+    if accelerator.num_processes > 1:
+        flags = accelerator.reduce(flags, reduction="sum")
+    return [flag > 0 for flag in flags.tolist()]
+
+
+def gathered(value: Value, accelerator: Accelerator) -> list[Value]:
+    """The value of every process, in order."""
+    if accelerator.num_processes == 1:
+        return [value]
+    return cast(list[Value], gather_object([value]))
+
+
+def from_main(tensors: Mapping[str, Tensor] | None, accelerator: Accelerator) -> dict[str, Tensor]:
+    """Tensors that the main process holds on the CPU, and the others pass None for, on every process."""
+    if accelerator.num_processes == 1:
+        assert tensors is not None
+        return dict(tensors)
+    found = dict(tensors or {})
+    kinds = [{name: (value.shape, value.dtype) for name, value in found.items()}]
+    broadcast_object_list(kinds)
+    for name, (shape, dtype) in kinds[0].items():
+        value = found.get(name, torch.empty(shape, dtype=dtype)).to(accelerator.device)
+        torch.distributed.broadcast(value, src=0)
+        found[name] = value.cpu()
+    return found

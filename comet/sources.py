@@ -1,0 +1,162 @@
+"""What a distillation reads: the teacher and the text, now; or a cache of what the teacher said to the text before."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from comet.batch import Batch
+from comet.batches import Masking, StepBatches, evaluation_batches, open_text
+from comet.corpus import Corpus
+from comet.coverage import Coverage, coverage, coverage_table
+from comet.recipe import DistillRecipe
+from comet.students import count_parameters, load_masked_lm, load_tokenizer, require_embedded
+from comet.tap import TappedEncoder
+from comet.teacher_cache import CachedBatches, TeacherCache
+from comet.teachers import OnlineTeacher, Teacher, needed_parts
+from comet.training import Batches
+
+
+class ClosedBatches(Batches, Protocol):
+    """Batches whose background processes can be ended."""
+
+    def close(self) -> None:
+        """End them."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a run reads.
+
+    Attributes:
+        teacher: reads batches, or hands on what it said to them.
+        config: the teacher's configuration.
+        model: the teacher itself, None where a cache stands in for it.
+        tokenizer: the teacher's.
+        languages: of the text, in alphabetical order.
+        batches: training steps.
+        held_out: evaluation batches by language.
+        coverage: how the tokenizer cuts each language; empty where the text is not at hand.
+        description: lines for the start of a run.
+        facts: for run.json.
+    """
+
+    teacher: Teacher
+    config: PreTrainedConfig
+    model: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerFast
+    languages: tuple[str, ...]
+    batches: ClosedBatches
+    held_out: Mapping[str, Sequence[Batch]]
+    coverage: Mapping[str, Coverage]
+    description: str
+    facts: Mapping[str, Any]
+
+
+def online_sources(
+    recipe: DistillRecipe, teacher_name: str, ops: ModuleType, accelerator: Accelerator
+) -> Sources:
+    """The teacher that `teacher_name` names, and the recipe's text.
+
+    Raises:
+        ValueError: one of them cannot be had, or the teacher's tokenizer is not its own.
+    """
+    corpus = open_text(recipe.corpus, recipe.run.seed)
+    model = load_masked_lm(teacher_name, revision=recipe.teacher.revision)
+    tokenizer = load_tokenizer(teacher_name, revision=recipe.teacher.revision)
+    require_embedded(tokenizer, model, flag="--teacher")
+    masking = Masking(
+        tokenizer, recipe.corpus.mask_probability, recipe.objective.kd_tokens, recipe.run.seed
+    )
+    encoder = TappedEncoder(model, recipe.teacher.attention_layer)
+    if recipe.optimisation.compile:
+        encoder.compile(dynamic=True)
+    covered = {
+        language: coverage(tokenizer, texts) for language, texts in corpus.held_out().items()
+    }
+    return Sources(
+        teacher=OnlineTeacher(encoder, ops, needed_parts(recipe.objective)),
+        config=model.config,
+        model=model,
+        tokenizer=tokenizer,
+        languages=corpus.languages,
+        batches=step_batches(corpus, masking, recipe, accelerator),
+        held_out=held_out_batches(corpus, masking, recipe),
+        coverage=covered,
+        description=f"teacher  {count_parameters(model):,} parameters\n{mixture(corpus)}\n{coverage_table(covered)}",
+        facts={"teacher": teacher_name, "corpus": corpus.fingerprint()},
+    )
+
+
+def cached_sources(recipe: DistillRecipe, cache: TeacherCache, accelerator: Accelerator) -> Sources:
+    """What a cache holds of teacher and text."""
+    return Sources(
+        teacher=cache.teacher(recipe.optimisation.precision),
+        config=cache.config(),
+        model=None,
+        tokenizer=cache.tokenizer(),
+        languages=cache.languages,
+        batches=CachedBatches(
+            cache,
+            seed=recipe.run.seed,
+            accumulation=recipe.optimisation.accumulation,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+        ),
+        held_out=cache.held_out(),
+        coverage={},
+        description=cache.describe(),
+        facts={"teacher_cache": str(cache.folder)},
+    )
+
+
+def step_batches(
+    corpus: Corpus, masking: Masking, recipe: DistillRecipe, accelerator: Accelerator
+) -> StepBatches:
+    """This process's share of a recipe's training steps."""
+    return StepBatches(
+        corpus,
+        masking,
+        batch_size=recipe.optimisation.batch_size,
+        batch_tokens=recipe.optimisation.batch_tokens,
+        max_length=recipe.corpus.max_length,
+        accumulation=recipe.optimisation.accumulation,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+        workers=recipe.corpus.workers,
+    )
+
+
+def held_out_batches(
+    corpus: Corpus, masking: Masking, recipe: DistillRecipe
+) -> dict[str, list[Batch]]:
+    """Evaluation batches by language, masked as in training, matched on the masked tokens."""
+    evaluation = Masking(
+        masking.tokenizer,
+        masking.probability,
+        kd_tokens="masked" if masking.probability > 0 else "all",
+        seed=0,
+    )
+    return {
+        language: evaluation_batches(
+            texts,
+            evaluation,
+            recipe.optimisation.batch_size,
+            recipe.corpus.max_length,
+            corpus.languages.index(language),
+        )
+        for language, texts in corpus.held_out().items()
+    }
+
+
+def mixture(corpus: Corpus) -> str:
+    """How many documents each language has, and how often it is drawn."""
+    shares = corpus.probabilities
+    parts = []
+    for language, count in corpus.counts.items():
+        known = "streamed" if count is None else f"{count:,}"
+        parts.append(f"{language} {known} ({shares[language]:.0%})")
+    return f"corpus   {', '.join(parts)}"
