@@ -165,8 +165,7 @@ def adapt(
             save_tokenizer(tokenizer, saved)
         accelerator.print(
             f"model    {count_parameters(model):,} parameters, {len(tokenizer):,} pieces\n"
-            f"{mixture(corpus)}\n"
-            f"{coverage_table(covered)}\n"
+            f"{mixture(corpus)}\n" + "\n".join(coverage_table(covered)) + "\n"
             f"entropy  {entropy} nats: a loss near these has learnt nothing of the context yet\n"
             f"output   {folder}",
             flush=True,

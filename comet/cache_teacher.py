@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import PreTrainedTokenizerFast
 
@@ -171,10 +171,13 @@ OWN_FLAGS = (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists what can be given")
+
+
 def _own_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, add_help=False, allow_abbrev=False, exit_on_error=False
-    )
+    parser = _Parser(prog=PROGRAM, add_help=False, allow_abbrev=False)
     parser.add_argument("--keep", choices=["hidden", "logits"], default="hidden")
     parser.add_argument("--top-k", type=int, default=64)
     parser.add_argument("--batches", type=int, default=None)

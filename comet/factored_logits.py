@@ -66,9 +66,8 @@ def cross_entropy_sum(logits: FactoredLogits, labels_N: Tensor) -> Tensor:
     Returns:
         A scalar; 0, with gradients of 0, where there is no token.
     """
-    pieces = list(logits.pieces(copies=3)) or [
-        slice(0)
-    ]  # one at least: parameters must get a gradient
+    # one piece at least, if of no token: the head must get a gradient
+    pieces = list(logits.pieces(copies=3)) or [slice(0)]
     summed = [
         checkpoint(_cross_entropy, logits.at(piece), labels_N[piece], use_reentrant=False)
         for piece in pieces

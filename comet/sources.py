@@ -86,7 +86,13 @@ def online_sources(
         batches=step_batches(corpus, masking, recipe, accelerator),
         held_out=held_out_batches(corpus, masking, recipe),
         coverage=covered,
-        description=f"teacher  {count_parameters(model):,} parameters\n{mixture(corpus)}\n{coverage_table(covered)}",
+        description="\n".join(
+            [
+                f"teacher  {count_parameters(model):,} parameters",
+                mixture(corpus),
+                *coverage_table(covered),
+            ]
+        ),
         facts={"teacher": teacher_name, "corpus": corpus.fingerprint()},
     )
 

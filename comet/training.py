@@ -224,7 +224,7 @@ class Training:
         return _added(shares), sum(piece.tokens for piece in pieces)
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
-        return self.accelerator.no_sync(self._prepared)  # type: ignore[no-any-return]
+        return self.accelerator.no_sync(self._prepared)
 
     @property
     def _scaled(self) -> bool:

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from types import ModuleType
 
@@ -77,12 +78,12 @@ class BackgroundPools(Iterator[Pool]):
 
     def close(self) -> None:
         """End the processes."""
-        for connection in self._connections:
-            connection.close()
+        while self._connections:
+            self._connections.pop().close()
         for process in self._processes:
             process.kill()
-        for process in self._processes:
-            process.join()
+        while self._processes:
+            self._processes.pop().join()
 
     def __del__(self) -> None:
         self.close()
@@ -104,6 +105,7 @@ def _apart() -> Iterator[None]:
 
     A signal that comes meanwhile is delivered to this process afterwards.
     """
+    resource_tracker.ensure_running()  # it would unblock them when it is started
     program = sys.modules["__main__"]
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     sys.modules["__main__"] = ModuleType("__main__")

@@ -9,6 +9,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from comet.adapt import MaskedLanguageModel, WarmStart, main, piece_entropy
 from comet.batches import Masking
 from comet.corpus import open_corpus
+from comet.processes import make_accelerator
 from comet.recipe import AdaptRecipe, CorpusRecipe, ModelRecipe, OptimisationRecipe, WarmStartRecipe
 from comet.tap import TappedEncoder
 
@@ -87,12 +88,12 @@ def test_an_interrupted_run_resumes_to_the_same_model(
 ):
     forward, calls = MaskedLanguageModel.forward, 0
 
-    def interrupted(self, batch):
+    def interrupted(self, *given):
         nonlocal calls
         calls += 1
         if calls == 6:
             raise KeyboardInterrupt
-        return forward(self, batch)
+        return forward(self, *given)
 
     monkeypatch.setattr(MaskedLanguageModel, "forward", interrupted)
     # training a tokenizer again could round some score differently
@@ -137,16 +138,18 @@ def test_short_sequences_come_first_and_the_position_is_restored(corpus_folder, 
     corpus = open_corpus([str(corpus_folder)], temperature=1.0, seed=0, held_out_per_language=4)
     masking = Masking(tokenizer, 0.15, "masked", 0)
     for stop in range(6):
-        batches = WarmStart(corpus, masking, recipe)
+        batches = WarmStart(corpus, masking, recipe, make_accelerator("float32"))
         for _ in range(stop):
             next(batches)
         state = json.loads(json.dumps(batches.state_dict()))
         expected = [next(batches) for _ in range(6 - stop)]
-        again = WarmStart(corpus, masking, recipe)
+        again = WarmStart(corpus, masking, recipe, make_accelerator("float32"))
         again.load_state_dict(state)
-        for number, batch in enumerate(expected, start=stop):
-            assert torch.equal(next(again).input_ids, batch.input_ids)
-            assert len(batch.input_ids) == (16 if number < 3 else 8)
+        for number, (batch,) in enumerate(expected, start=stop):
+            (same,) = next(again)
+            assert torch.equal(same.input_ids, batch.input_ids)
+            most = 16 if number < 3 else 8
+            assert most - 2 <= len(batch.input_ids) <= most
             assert batch.input_ids.shape[1] <= (12 if number < 3 else 24)
 
 

@@ -108,7 +108,9 @@ def test_relations_hold_some_samples_at_a_time(monkeypatch):
     student, mask = tensors(2, 6)
     teacher, _ = tensors(4, 9)
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.numel()), lambda _: _):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda one: kept.append(one.numel()), lambda _: _
+    ):
         relation_divergence(student, teacher, mask, 12)
     assert max(kept, default=0) < 12 * 6 * 6
 

@@ -178,9 +178,7 @@ def test_the_lowest_limit_that_is_enough_is_the_lowest(tokens, pieces):
 
 
 @pytest.mark.parametrize("tokens", [None, 400])
-@pytest.mark.parametrize(
-    ("processes", "accumulation"), [(1, 2), (1, 4), (2, 1), (2, 2), (4, 1)]
-)
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 2), (1, 4), (2, 1), (2, 2), (4, 1)])
 @pytest.mark.parametrize("streams", [1, 2])
 def test_slices_share_the_same_sequences_with_the_same_masking(
     text, masking, processes, accumulation, streams, tokens

@@ -1,9 +1,11 @@
 """One process, two processes and accumulation give the same losses and the same weights."""
 
 import json
+import os
+import signal
+import time
 
 import pytest
-import torch
 from runs_in_processes import finish, start, start_several
 from safetensors.torch import load_file
 from tiny import TINY_RUN
@@ -30,13 +32,12 @@ def require_close(run, expected):
         assert line.keys() == other.keys()
         for name in line.keys() - {"tokens_per_second", "peak_memory"}:
             assert line[name] == pytest.approx(other[name], rel=1e-5), name
-    for name in ("student/model.safetensors", "checkpoints/step-6/tensors.safetensors"):
-        ours, theirs = load_file(run / name), load_file(expected / name)
-        for key in theirs:
-            if "random/" in key or not theirs[key].is_floating_point():
-                continue
-            error = (ours[key] - theirs[key]).norm() / theirs[key].norm().clamp(min=1e-12)
-            assert error <= 1e-5 or torch.equal(ours[key], theirs[key]), (name, key, error)
+    ours, theirs = (load_file(one / "student/model.safetensors") for one in (run, expected))
+    for name, value in theirs.items():
+        if name.endswith("key.bias"):  # its gradient is 0 but for rounding, which AdamW enlarges
+            assert (ours[name] - value).abs().max() <= 1e-5
+        else:
+            assert (ours[name] - value).norm() <= 1e-5 * value.norm(), name
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -52,3 +53,24 @@ def test_processes_and_accumulation_change_nothing(teacher_folder, corpus_folder
     finish(two, tmp_path / "log-two")
     require_close(runs["pieces"], runs["one"])
     require_close(runs["two"], runs["one"])
+
+
+def test_two_processes_stop_together_and_one_goes_on(teacher_folder, corpus_folder, tmp_path):
+    given = ["--teacher", str(teacher_folder), "--corpus", str(corpus_folder), *COMMON]
+    given[given.index("--steps") + 1] = "30"
+    run, log = tmp_path / "run", tmp_path / "log"
+    finish([start([*given, "--output", str(tmp_path / "one")], log)], log)
+    two = start_several([*given, "--output", str(run)], log, 2)
+    while all(process.is_alive() for process in two) and not (run / "checkpoints/step-3").exists():
+        time.sleep(0.005)
+    os.kill(two[1].pid, signal.SIGTERM)
+    for process in two:
+        process.join(60)
+    assert [process.exitcode for process in two] == [130, 143], log.with_suffix(".0").read_text()
+    assert json.loads((run / "run.json").read_text())["state"] == "stopped"
+    finish([start(["--resume", "--output", str(run)], log)], log)
+    last, expected = (lines_of(one / "metrics.jsonl") for one in (run, tmp_path / "one"))
+    assert [line["step"] for line in last] == [line["step"] for line in expected]
+    assert [line["tokens"] for line in last] == [line["tokens"] for line in expected]
+    for line, other in zip(last, expected, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-4)

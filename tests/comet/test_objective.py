@@ -92,6 +92,66 @@ def test_the_objective_is_the_papers(reduction):
     torch.testing.assert_close(found.total, 0.3 * kd + 0.7 * attention)
 
 
+def written_out(distiller, batch):
+    """The loss of a recipe from every model's vectors, sequence by sequence, with gradient to the student."""
+    recipe, total = distiller.recipe, 0.0
+    for row, length in enumerate(LENGTHS):
+        ids = batch.input_ids[row : row + 1, :length]
+        with torch.no_grad():
+            teacher = distiller.teacher.encoder(ids, None)
+        sides = (teacher, distiller.student(ids, None))
+        heads = (distiller.teacher.encoder, distiller.student)
+        log_t, log_s = (
+            log_softmax(model.logits(one.hidden) / recipe.temperature, -1)
+            for model, one in zip(heads, sides, strict=True)
+        )
+        divergence = recipe.temperature**2 * (log_t.exp() * (log_t - log_s)).sum()
+        total = total + recipe.alpha * divergence / batch.tokens
+        share = (1 - recipe.alpha) / batch.tokens
+        if recipe.attention_loss == "relation":
+            total = total + share * relations(*sides, recipe.relation_heads)
+            continue
+        t, s = (
+            (one.query @ one.key.transpose(-1, -2) * one.scale).softmax(-1).mean(1) for one in sides
+        )
+        if recipe.attention_loss == "kl":
+            total = total + share * (t * (t / s).log()).sum()
+        else:
+            total = total + (1 - recipe.alpha) * (t - s).square().sum() / batch.squared_lengths
+    return total
+
+
+def relations(teacher, student, heads):
+    """Σ over queries, keys and values of KL between softmax(x xᵀ / √d), mean over relation heads."""
+    total = 0.0
+    for name in ("query", "key", "value"):
+        log_t, log_s = (
+            torch.stack(
+                [
+                    (x @ x.T / x.shape[1] ** 0.5).log_softmax(-1)
+                    for x in getattr(one, name)[0].transpose(0, 1).flatten(1).chunk(heads, dim=1)
+                ]
+            )
+            for one in (teacher, student)
+        )
+        total = total + (log_t.exp() * (log_t - log_s)).sum() / heads
+    return total
+
+
+@pytest.mark.parametrize("attention_loss", ["mse", "kl", "relation"])
+def test_gradients_are_those_of_the_formula_written_out(attention_loss):
+    more = {"relation_heads": 8} if attention_loss == "relation" else {}
+    recipe = ObjectiveRecipe(alpha=0.2, temperature=1.7, attention_loss=attention_loss, **more)
+    distiller, batch = distiller_for("xlm-r", recipe=recipe), padded_batch()
+    found, gradients = losses_and_gradients(distiller, batch)
+    distiller.zero_grad()
+    expected = written_out(distiller, batch)
+    expected.backward()
+    torch.testing.assert_close(found["total"], expected.detach())
+    wanted = {name: value.grad for name, value in distiller.named_parameters()}
+    assert_same([gradients], [wanted])
+
+
 def test_the_masked_tokens_themselves_are_a_term_of_their_own():
     distiller = distiller_for("xlm-r", recipe=ObjectiveRecipe(mlm_weight=0.7))
     batch = padded_batch()
@@ -117,6 +177,29 @@ def test_pieces_of_a_step_add_up_to_the_step(option):
     whole = losses_and_gradients(distiller, batch)
     for some in (totals, type(totals)(*map(torch.tensor, totals))):
         assert_same(losses_and_gradients(distiller, *pieces, totals=some), whole)
+
+
+@pytest.fixture(scope="module")
+def _one_process(tmp_path_factory):
+    file = tmp_path_factory.mktemp("group") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_one_process")
+@pytest.mark.parametrize("option", OPTIONS)
+def test_ddp_takes_every_option(option):
+    """A second step fails if a parameter that is not frozen got no gradient in the first, or got it twice."""
+    recipe = ObjectiveRecipe(**OPTIONS[option])
+    distiller, batch = distiller_for("bert", recipe=recipe), padded_batch(kd=recipe.kd_tokens)
+    _, expected = losses_and_gradients(distiller, batch)
+    distiller.zero_grad()
+    wrapped = torch.nn.parallel.DistributedDataParallel(distiller)
+    for _ in range(2):
+        wrapped(batch, None).total.backward()
+    found = {n: v.grad / 2 for n, v in distiller.named_parameters() if v.grad is not None}
+    assert_same([found], [expected])
 
 
 @pytest.mark.parametrize("option", OPTIONS)

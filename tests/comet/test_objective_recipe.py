@@ -69,7 +69,7 @@ def test_what_cannot_be_or_would_do_nothing_is_refused(fields, said):
 
 @pytest.mark.parametrize("item", ["hau", "=2", "hau=hot", "hau=0", "hau=-1", "hau=nan", "hau=inf"])
 def test_a_temperature_of_a_language_is_a_number_above_0(item):
-    with pytest.raises(ValueError, match="language_temperatures: got .* such as hau=1.5"):
+    with pytest.raises(ValueError, match=r"language_temperatures: got .* such as hau=1\.5"):
         ObjectiveRecipe(temperature_mode="language", language_temperatures=[item])
 
 

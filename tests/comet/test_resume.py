@@ -55,7 +55,9 @@ def is_done(run):
 
 
 def newest(run):
-    return max((int(path.name[5:]) for path in (run / "checkpoints").glob("step-?*[0-9]")), default=0)
+    return max(
+        (int(path.name[5:]) for path in (run / "checkpoints").glob("step-?*[0-9]")), default=0
+    )
 
 
 def test_runs_killed_a_dozen_times_end_with_the_same_weights_and_metrics(

@@ -9,8 +9,12 @@ from comet.watch import LINES, Watch
 LANGUAGES = ("hau", "ibo", "swa", "yor")
 
 
+def cut(unknown_rate, pieces_per_word):
+    return Coverage(unknown_rate, pieces_per_word, characters_per_piece=3.0)
+
+
 def coverage(**changes):
-    usual = {name: Coverage(unknown_rate=0.0, pieces_per_word=1.5) for name in LANGUAGES}
+    usual = {name: cut(0.0, 1.5) for name in LANGUAGES}
     return {**usual, **changes}
 
 
@@ -69,7 +73,7 @@ def falling(line, *, stuck=(), rate=0.99):
 
 
 def test_a_language_that_gets_no_better_is_told_with_its_tokenisation():
-    bad = Coverage(unknown_rate=0.031, pieces_per_word=1.6)
+    bad = cut(0.031, 1.6)
     found = fed(watch(yor=bad), [falling(line, stuck=("yor",)) for line in range(LINES)])
     assert found == [
         "warning: yor gets no better: training loss 5, 5 before, over 40 logged lines, in which that of the "
@@ -80,8 +84,8 @@ def test_a_language_that_gets_no_better_is_told_with_its_tokenisation():
 
 def test_a_language_is_compared_with_the_others_alone():
     cover = {
-        "hau": Coverage(unknown_rate=0.0, pieces_per_word=1.5),
-        "yor": Coverage(unknown_rate=0.0, pieces_per_word=3.0),
+        "hau": cut(0.0, 1.5),
+        "yor": cut(0.0, 3.0),
     }
     seen = Watch(cover)
     for step, (hau, yor) in enumerate([(5.0, 5.0), (4.6, 5.0)]):
@@ -92,7 +96,7 @@ def test_a_language_is_compared_with_the_others_alone():
 
 def test_advice_follows_from_the_tokenisation():
     lines = [falling(line, stuck=("yor",)) for line in range(LINES)]
-    (cut_up,) = fed(watch(yor=Coverage(unknown_rate=0.001, pieces_per_word=3.4)), lines)
+    (cut_up,) = fed(watch(yor=cut(0.001, 3.4)), lines)
     assert (
         "3.40 pieces per word (others 1.50): choose a teacher whose tokenizer cuts it less"
         in cut_up
