@@ -24,7 +24,7 @@ from torch import Tensor, nn
 TENSORS, STATE, CHECKSUMS = "tensors.safetensors", "state.json", "checksums.json"
 
 
-class DamagedCheckpoint(ValueError):
+class DamagedCheckpointError(ValueError):
     """A checkpoint's files are not those that were written."""
 
 
@@ -82,20 +82,20 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors, on the CPU, and the state.
 
     Raises:
-        DamagedCheckpoint: a file is missing or is not what was written.
+        DamagedCheckpointError: a file is missing or is not what was written.
     """
     try:
         sums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
         for name in (TENSORS, STATE):
             if sums[name] != _checksum(path / name):
-                raise DamagedCheckpoint(
+                raise DamagedCheckpointError(
                     f"{path / name} is not what was written: its checksum differs"
                 )
         return load_file(path / TENSORS), json.loads((path / STATE).read_text(encoding="utf-8"))
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        if isinstance(error, DamagedCheckpoint):
+        if isinstance(error, DamagedCheckpointError):
             raise
-        raise DamagedCheckpoint(
+        raise DamagedCheckpointError(
             f"{path} cannot be read ({type(error).__name__}: {error})"
         ) from error
 
@@ -128,7 +128,7 @@ def load_chosen(folder: Path, step: int | None) -> tuple[dict[str, Tensor], dict
     there = checkpoints(folder)
     try:
         loaded = load_checkpoint(chosen)
-    except DamagedCheckpoint as error:
+    except DamagedCheckpointError as error:
         earlier = there[: there.index(chosen)]
         advice = (
             f"go on from the one before it with --resume-from {earlier[-1].name[5:]}"
@@ -195,7 +195,7 @@ def restore_optimizer(
 
 def random_tensors(process: int) -> dict[str, Tensor]:
     """State of one process's generators: torch's, which dropout draws from, numpy's and Python's."""
-    kind, keys, *numbers = np.random.get_state()  # noqa: NPY002
+    kind, keys, *numbers = np.random.get_state()
     assert kind == "MT19937"
     _, words, gauss = random.getstate()
     states = {
@@ -221,7 +221,7 @@ def restore_random(tensors: Mapping[str, Tensor], process: int) -> None:
     torch.set_rng_state(states["torch"])
     place, has_gauss, gauss = states["numpy-numbers"].tolist()
     keys = states["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, int(place), int(has_gauss), gauss))  # noqa: NPY002
+    np.random.set_state(("MT19937", keys, int(place), int(has_gauss), gauss))
     gausses = states["python-gauss"].tolist()
     random.setstate((3, tuple(states["python"].tolist()), gausses[0] if gausses else None))
     if torch.cuda.is_available() and "cuda" in states:

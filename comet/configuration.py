@@ -21,7 +21,7 @@ import torch
 import transformers
 import yaml
 
-from comet.processes import FailedElsewhere
+from comet.processes import FailedElsewhereError
 
 Recipe = TypeVar("Recipe")
 RECIPES = Path(__file__).parent / "recipes"
@@ -62,7 +62,7 @@ def run_command(main: Callable[[Sequence[str]], None], program: str) -> NoReturn
     except KeyboardInterrupt as error:
         print(f"{program}: {error or 'interrupted'}", file=sys.stderr)
         sys.exit(getattr(error, "code", 130))
-    except FailedElsewhere:
+    except FailedElsewhereError:
         sys.exit(2)
     sys.exit(0)
 

@@ -19,7 +19,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
-class FailedElsewhere(Exception):
+class FailedElsewhereError(Exception):
     """The main process ended with an error and has said so: end quietly."""
 
 
@@ -48,7 +48,7 @@ def on_main(function: Callable[[], Value]) -> Value:
     """Run a function on the main process; every process gets what it returned.
 
     Raises:
-        FailedElsewhere: on the other processes, where the main one raised an error of its own.
+        FailedElsewhereError: on the other processes, where the main one raised an error of its own.
     """
     state = this_process()
     if state.num_processes == 1:
@@ -64,7 +64,7 @@ def on_main(function: Callable[[], Value]) -> Value:
     if failure is not None:
         raise failure
     if not answer[0]:
-        raise FailedElsewhere
+        raise FailedElsewhereError
     return cast(Value, answer[1])
 
 

@@ -95,7 +95,9 @@ class CorpusRecipe:
     held_out: int = option(64, "documents per language that are never trained on")
     max_length: int = option(128, "tokens per sequence; longer documents are cut into several")
     mask_probability: float = option(0.15, "share of tokens chosen as in MLM; 0 feeds plain text")
-    shuffle_buffer: int = option(10000, "documents shuffled together where text is streamed")
+    shuffle_buffer: int = option(
+        10000, "documents of a language that are shuffled together where text is streamed"
+    )
     in_memory: int = option(
         1024,
         "MiB of local files, as they lie on disk, up to which they are held in memory, not streamed",
@@ -103,7 +105,9 @@ class CorpusRecipe:
     streams: int = option(
         1, "streams the text is split into, each read by one process (or by several that share it)"
     )
-    workers: int = option(1, "background processes that read and tokenise; 0: none")
+    workers: int = option(
+        1, "background processes that read and tokenise, for each stream a process reads; 0: none"
+    )
     strict: bool = option(
         False, "end at a line that cannot be read instead of counting and skipping it"
     )

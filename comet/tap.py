@@ -21,7 +21,6 @@ from transformers.masking_utils import sdpa_mask
 IMPLEMENTATION = "comet_tap"
 PROBE_LENGTH = 5
 
-
 Layer = int | Literal["last", "upper-middle"]
 
 
@@ -170,8 +169,12 @@ class TappedEncoder(nn.Module):
         hidden = self.model(
             input_ids=input_ids, attention_mask=attention_mask, attention_sink=sink
         ).logits
-        assert sink.taken is not None
-        return Tapped(hidden, *sink.taken)
+        taken, sink.taken = (
+            sink.taken,
+            None,
+        )  # layers that may run again hold the sink, and would hold these
+        assert taken is not None
+        return Tapped(hidden, *taken)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Multiply out what `forward` left: `[..., E]` to `[..., V]`."""

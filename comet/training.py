@@ -279,7 +279,7 @@ class Training:
         self.watching.trackers.log(metrics)
         if "skipped" in metrics:
             progress.say(
-                f"warning: {metrics['skipped']} of the steps up to {self.step} were skipped: loss or gradient not finite"
+                f"warning: {metrics['skipped']} of the steps up to {self.step} skipped: loss or gradient not finite"
             )
         if "loss" in metrics:
             progress.show(metrics)

@@ -1,7 +1,11 @@
-"""Texts of one language held in memory, packed as UTF-8: half of what as many strings take, and one object to send."""
+"""Texts of one language held in memory: packed, and shared with the processes that read them too."""
 
+import mmap
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from multiprocessing import context, reduction
+from typing import IO, Any
 
 import numpy as np
 
@@ -9,12 +13,26 @@ from comet.corpus.documents import is_held_out, text_hash
 
 
 class PackedTexts(Sequence[str]):
-    """A sequence of texts in one string of bytes."""
+    """A sequence of texts as UTF-8 in one piece of memory, which a process that is started sees without a copy.
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        encoded = [text.encode() for text in texts]
-        self._bytes = b"".join(encoded)
-        self._ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
+    Args:
+        file: where they are, one behind the other.
+        ends: `[N]` int64, where each ends.
+    """
+
+    def __init__(self, file: IO[bytes], ends: np.ndarray) -> None:
+        self._file = file
+        self._ends = ends
+        self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    @classmethod
+    def pack(cls, texts: Iterator[str]) -> "PackedTexts":
+        """Copy texts to a place of their own."""
+        file = _memory()
+        lengths = [file.write(text.encode()) for text in texts]
+        file.write(b"\n")  # what is empty cannot be mapped
+        file.flush()
+        return cls(file, np.cumsum(lengths, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -26,8 +44,25 @@ class PackedTexts(Sequence[str]):
         start = self._ends[index - 1] if index else 0
         return self._bytes[start : self._ends[index]].decode()
 
-    def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
+    def __reduce__(self) -> tuple[Any, ...]:
+        if context.get_spawning_popen() is None:
+            return _copied, (list(self),)
+        return _shared, (reduction.DupFd(self._file.fileno()), self._ends)
+
+
+def _memory() -> IO[bytes]:
+    """Memory that has a file's number, by which another process can be given it."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("comet-texts"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _copied(texts: list[str]) -> PackedTexts:
+    return PackedTexts.pack(iter(texts))
+
+
+def _shared(number: Any, ends: np.ndarray) -> PackedTexts:
+    return PackedTexts(os.fdopen(number.detach(), "rb"), ends)
 
 
 class InMemory:
@@ -54,7 +89,7 @@ class InMemory:
         if len(kept_out) in (0, len(hashes)):  # a few texts that all fell on one side
             kept_out = {min(hashes, key=hashes.__getitem__)}
         ordered = sorted(texts, key=hashes.__getitem__)
-        self._training = PackedTexts([text for text in ordered if text not in kept_out])
+        self._training = PackedTexts.pack(text for text in ordered if text not in kept_out)
         self._held_out = sorted(kept_out, key=hashes.__getitem__)
         self._fingerprint = text_hash("\n".join(hashes[text] for text in ordered))
         self.weight = float(len(self._training))

@@ -1,7 +1,7 @@
 """What of a corpus could not be read: each line and each damaged file is counted once, and reported with its place."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 SHOWN = 3
@@ -88,7 +88,7 @@ class Problems:
             "; ".join(map(str, examples[:SHOWN])),
         )
 
-    def lines(self) -> Iterator[str]:
-        """A line for each file with problems, most problems first."""
-        for file, count in sorted(self.by_file.items(), key=lambda item: (-item[1], item[0])):
-            yield f"{file}: {count:,}"
+    def table(self) -> list[str]:
+        """A line for each file that has problems, most of them first."""
+        ordered = sorted(self.by_file.items(), key=lambda item: (-item[1], item[0]))
+        return [f"{file}: {count:,}" for file, count in ordered]

@@ -96,6 +96,7 @@ def test_all_is_the_mean_over_languages_whatever_their_size(models, batches):
     found = compare(*models, batches)
     hau, swa, both = found["hau"], found["swa"], found["all"]
     assert both.kl == pytest.approx((hau.kl + swa.kl) / 2)
+    assert both.top1 == pytest.approx((hau.top1 + swa.top1) / 2)
     assert both.attention_mse == pytest.approx((hau.attention_mse + swa.attention_mse) / 2)
     geometric = math.sqrt(hau.pseudo_perplexity * swa.pseudo_perplexity)
     assert both.pseudo_perplexity == pytest.approx(geometric)
@@ -193,6 +194,10 @@ def test_a_cache_of_large_logits_is_measured_at_its_temperature(models, batches)
     for temperature in (2.0, 1.0):
         found = measure(cache, models[0], batches, comet_kernels, Accelerator(), temperature)
         asked.append(found["all"].kl)
+        assert found["all"].top1 == 1.0
+    recipe = ObjectiveRecipe(temperature=2.0)
+    distiller = Distiller(cache, models[0], Identity(), recipe, comet_kernels)
+    assert measure_distiller(distiller, batches, Accelerator())["all"].kl == asked[0]
     assert 0 < asked[0] < asked[1]  # the tail's mass is that of temperature 2
 
 

@@ -50,6 +50,7 @@ def test_tensors_come_back_and_texts_can_be_read(tokenizer, tmp_path):
     assert first["original"] == "Yaro ya ci."
     assert tokenizer.mask_token in first["read"]
     assert tokenizer.pad_token not in first["read"]
+    assert (padding["piece"], padding["row"]) == (0, 1)
     assert padding["read"] == padding["original"] == ""
     assert (second["piece"], second["language"], second["original"]) == (
         1,

@@ -40,7 +40,7 @@ def test_a_full_disk_leaves_the_one_before_and_no_remains(tmp_path, monkeypatch,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints, at, full_disk)
-    said = "step-2: No space left on device; the last good checkpoint is step-1; .* --resume"
+    said = r"step-2: No space left on device; the last good checkpoint is step-1; .* --resume"
     with pytest.raises(OSError, match=said):
         save(tmp_path, 2)
     monkeypatch.undo()
@@ -81,7 +81,7 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_offered(tmp_path,
 def test_the_only_checkpoint_damaged_is_said_and_a_missing_step_named(tmp_path):
     assert load_chosen(tmp_path, None) is None
     path = save(tmp_path, 3)
-    with pytest.raises(ValueError, match="--resume-from: got 4, but the checkpoints .* are step-3"):
+    with pytest.raises(ValueError, match=r"--resume-from: got 4, but the checkpoints .* are step-3"):
         load_chosen(tmp_path, 4)
     (path / "state.json").write_text("{}")
     with pytest.raises(ValueError, match="there is none before it"):
@@ -92,7 +92,7 @@ def test_every_generator_comes_back():
     def draws():
         return (
             torch.rand(3).tolist(),
-            np.random.standard_normal(3).tolist(),  # noqa: NPY002
+            np.random.standard_normal(3).tolist(),
             [random.gauss(0, 1) for _ in range(3)],
         )
 

@@ -1,6 +1,7 @@
 import gzip
 import json
 import logging
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from corpus_files import OPTIONS, cut_off, records, take, texts, write, write_two_languages
 
 from comet.corpus import Document, lines, open_corpus
+from comet.corpus.memory import PackedTexts
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared/data"
 
@@ -316,3 +318,15 @@ def test_a_link_to_a_file_without_a_suffix_is_read_by_its_own_name(tmp_path):
     (tmp_path / "text" / "hau" / "hau_clean_0000.jsonl.gz").symlink_to(blob)
     corpus = open_corpus([str(tmp_path / "text")], temperature=1.0, seed=0, held_out_per_language=1)
     assert corpus.counts == {"hau": 4}
+
+
+def test_packed_texts_are_the_texts_also_as_a_copy():
+    given = ["gida", "ọmọ", "", "አዲስ\nworld", "🙂"]
+    packed = PackedTexts.pack(iter(given))
+    for one in (packed, pickle.loads(pickle.dumps(packed))):
+        assert list(one) == given
+        assert one[-1] == "🙂"
+        assert one[1:3] == ["ọmọ", ""]
+    with pytest.raises(IndexError):
+        packed[5]
+    assert list(PackedTexts.pack(iter([]))) == []

@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_is_passed_over_on_request(finished, tmp_path):
     (run / "run.json").unlink()
     tensors = run / "checkpoints" / "step-7" / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="step-7 is damaged; .* --resume-from 6"):
+    with pytest.raises(ValueError, match=r"step-7 is damaged; .* --resume-from 6"):
         main(["--resume", "--output", str(run)])
     main(["--resume-from", "6", "--output", str(run)])
     assert timeless(metrics_of(run)) == timeless(metrics_of(finished))

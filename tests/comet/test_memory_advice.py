@@ -94,6 +94,8 @@ def test_a_teacher_in_training_gets_advice_of_its_own():
     adapt = build(AdaptRecipe, {"corpus": {"paths": ["text"]}})
     line = advice(adapt, Sizes(8000, Shape(7_000_000, 6, 256, 1024, 8)))
     assert "--optimisation.accumulation 2 (same result) or half the batch size" in line
+    logits, activations = 3 * 4 * round(4096 * 0.15) * 8000, 4 * 4096 * 6 * 4096
+    assert f"{(logits + activations) / 2 / 2**20:,.0f} MiB by --optimisation.accumulation" in line
     assert "--fused" not in line
     assert "cache" not in line
 

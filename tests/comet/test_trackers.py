@@ -114,7 +114,7 @@ def as_dict(items):
 def test_wandb_offline_keeps_everything_under_one_id(offline, tmp_path):
     first = started(["wandb"], tmp_path)
     first.log(line(10, 5.0))
-    first.log_evaluation(10, {"hau": {"kl": 6.5}})
+    first.log_evaluation(10, {"hau": {"kl": 6.5, "pseudo_perplexity": None}})
     first.close()
     identity = json.loads((tmp_path / "tracking.json").read_text())["wandb"]
     (path,) = tmp_path.glob(f"wandb/offline-run-*/run-{identity}.wandb")
@@ -126,6 +126,7 @@ def test_wandb_offline_keeps_everything_under_one_id(offline, tmp_path):
     assert history["_step"] == 10
     assert history["train/loss"] == 5.0
     assert history["held-out/hau/kl"] == 6.5
+    assert "held-out/hau/pseudo_perplexity" not in history
     second = started(["wandb"], tmp_path, step=10)
     assert offline.run.id == identity
     assert offline.run.project == "comet-distill"

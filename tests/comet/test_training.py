@@ -184,7 +184,7 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(tmp_path, tokenizer
     assert "skipped" not in first
     assert second["skipped"] == 1
     assert second["tokens"] == 6
-    assert "1 of the steps up to 4 were skipped" in capsys.readouterr().out
+    assert "1 of the steps up to 4 skipped" in capsys.readouterr().out
 
 
 def test_too_many_in_a_row_end_the_run_with_the_batch_saved(tmp_path, tokenizer):

@@ -188,7 +188,7 @@ def test_a_resumed_run_says_the_same(cut):
         return [
             {
                 **falling(line, stuck=("yor",)),
-                **terms(4.0, 1e-5, grad_norm=50.0 if line % 17 == 16 else 1.0),
+                **terms(4.0, 1e-3 * 0.94**line, grad_norm=50.0 if line == 27 else 1.0),
             }
             for line in range(3 * LINES)
         ]

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,6 +83,22 @@ def test_any_number_of_workers_gives_the_very_same_batches(corpus_folder, maskin
         batches.close()
 
 
+def test_texts_in_memory_are_there_once(tmp_path, masking):
+    write(tmp_path / "a.txt", toy_sentences("hau", 200))
+    corpus = open_text(tmp_path, in_memory=1024)
+    before = set(children_of(os.getpid()))
+    batches = StepBatches(corpus, masking, **SETTINGS, workers=1)
+    next(batches)
+    (worker,) = [child for child in set(children_of(os.getpid())) - before if _works(child)]
+    inodes = [
+        re.findall(r" (\d+) +/memfd:comet-texts", Path(f"/proc/{process}/maps").read_text())
+        for process in ("self", worker)
+    ]
+    assert inodes[0] == inodes[1]
+    assert len(inodes[0]) == 1
+    batches.close()
+
+
 def test_a_position_is_of_what_was_given_not_of_what_was_made(corpus_folder, masking):
     batches = StepBatches(open_text(corpus_folder), masking, **SETTINGS, workers=2)
     take(batches, 3)
@@ -107,7 +124,9 @@ def test_workers_tell_what_cannot_be_read(tmp_path, masking, caplog):
         caplog.clear()
         take(batches, 3 * STEPS)
         batches.close()
-        assert corpus.problems.by_file == {file: 2, str(tmp_path / "hau/b.jsonl.gz"): 1}
+        cut = str(tmp_path / "hau/b.jsonl.gz")
+        assert corpus.problems.by_file == {file: 2, cut: 1}
+        assert corpus.problems.table() == [f"{file}: 2", f"{cut}: 1"]
         assert f"{file}:31: not valid JSON" in caplog.text
         assert 1 <= len(caplog.records) <= 3
     strict = StepBatches(open_text(tmp_path, strict=True), masking, **SETTINGS, workers=2)
