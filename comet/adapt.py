@@ -34,7 +34,7 @@ from comet.corpus import Corpus
 from comet.coverage import coverage, coverage_table
 from comet.memory_advice import explained, sizes_of
 from comet.objective import sums_by_language
-from comet.processes import make_accelerator
+from comet.processes import make_accelerator, on_main, say
 from comet.recipe import AdaptRecipe, ModelRecipe
 from comet.runs import RunFolder, resolve
 from comet.sources import mixture
@@ -163,12 +163,11 @@ def adapt(
     with explained(recipe, sizes), run.recorded(**facts), closing(batches):
         if accelerator.is_main_process:
             save_tokenizer(tokenizer, saved)
-        accelerator.print(
+        say(
             f"model    {count_parameters(model):,} parameters, {len(tokenizer):,} pieces\n"
             f"{mixture(corpus)}\n" + "\n".join(coverage_table(covered)) + "\n"
             f"entropy  {entropy} nats: a loss near these has learnt nothing of the context yet\n"
             f"output   {folder}",
-            flush=True,
         )
         watching = Watching(
             program=PROGRAM,
@@ -187,7 +186,7 @@ def adapt(
         )
         if resume:
             training.resume(resume_from)
-            accelerator.print(f"resuming at step {training.step}", flush=True)
+            say(f"resuming at step {training.step}")
         trackers.start(accelerator, run.recipe, training.step)
         with closing(trackers):
             training.train()
@@ -202,7 +201,7 @@ def adapt(
         )
         if accelerator.is_main_process:
             save_model(model, tokenizer, folder / "model")
-    accelerator.print(
+    say(
         "\nHeld-out masked loss (nats)  "
         + "  ".join(f"{name} {value:.3f}" for name, value in loss.items())
         + f"\nto be compared with          {entropy}\n\nmodel  {folder / 'model'}"
@@ -229,7 +228,8 @@ def make_model(
         source = wanted.tokenizer or wanted.model
         tokenizer = load_tokenizer(source, flag="--tokenizer" if wanted.tokenizer else "--model")
     else:
-        tokenizer = _tokenizer(wanted, corpus, saved)
+        # trained twice, a tokenizer's scores differ in their last bits; and the main process alone has the run folder
+        tokenizer = on_main(lambda: _tokenizer(wanted, corpus, saved))
         model = AutoModelForMaskedLM.from_config(encoder_config(wanted, tokenizer))
     require_embedded(tokenizer, model, flag="--tokenizer" if wanted.tokenizer else "--model")
     lengths = {"corpus.max_length": recipe.corpus.max_length}
@@ -389,7 +389,7 @@ def _tokenizer(recipe: ModelRecipe, corpus: Corpus, saved: Path | None) -> PreTr
         return load_tokenizer(str(saved), flag="--resume")
     if recipe.tokenizer is not None:
         return load_tokenizer(recipe.tokenizer, flag="--tokenizer")
-    print(f"training a tokenizer of {recipe.vocabulary_size:,} pieces", flush=True)
+    say(f"training a tokenizer of {recipe.vocabulary_size:,} pieces")
     return train_tokenizer(_sample(corpus), recipe.vocabulary_size, recipe.positions)
 
 

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from transformers import PreTrainedTokenizerFast
 
 import comet_kernels
@@ -24,6 +25,7 @@ from comet.cache_writer import Kept, Reader, Writer, write_held_out, write_steps
 from comet.configuration import build, parse_command, run_command
 from comet.corpus import Corpus
 from comet.distill import SHORTCUTS
+from comet.frozen import round_weights
 from comet.processes import make_accelerator
 from comet.recipe import DistillRecipe
 from comet.sources import held_out_batches
@@ -75,7 +77,7 @@ def cache_teacher(recipe: DistillRecipe, folder: Path, kept: Kept, steps: int) -
     writer = Writer(folder, identity)
     if writer.index["complete"]:
         return TeacherCache(folder, writer.index)
-    encoder = _load_encoder(recipe, name, tokenizer)
+    encoder = _load_encoder(recipe, name, tokenizer, accelerator.device)
     if kept.kind == "logits" and kept.top > len(encoder.output_weight):
         raise ValueError(
             f"--top-k: got {kept.top}, but the teacher's vocabulary has {len(encoder.output_weight)} entries"
@@ -95,7 +97,7 @@ def cache_teacher(recipe: DistillRecipe, folder: Path, kept: Kept, steps: int) -
 
 
 def _load_encoder(
-    recipe: DistillRecipe, name: str, tokenizer: PreTrainedTokenizerFast
+    recipe: DistillRecipe, name: str, tokenizer: PreTrainedTokenizerFast, device: torch.device
 ) -> TappedEncoder:
     model = load_masked_lm(name, revision=recipe.teacher.revision)
     require_embedded(tokenizer, model, flag="--teacher")
@@ -105,6 +107,7 @@ def _load_encoder(
             f"corpus.max_length: got {recipe.corpus.max_length}, but the teacher has positions for "
             f"{positions} tokens; lower it to {positions} or less"
         )
+    round_weights(model, recipe.optimisation.precision, device)
     encoder = TappedEncoder(model, recipe.teacher.attention_layer)
     if recipe.optimisation.compile:
         encoder.compile(dynamic=True)

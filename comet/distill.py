@@ -17,7 +17,7 @@ from comet.agreement import Agreement, measure_distiller, table
 from comet.configuration import parse_command, run_command
 from comet.memory_advice import explained, sizes_of
 from comet.objective import Distiller
-from comet.processes import make_accelerator
+from comet.processes import make_accelerator, say
 from comet.projections import make_projection
 from comet.recipe import DistillRecipe
 from comet.runs import RunFolder, resolve
@@ -117,11 +117,11 @@ def distill(
             watching,
             before_step=distiller.set_progress,
         )
-        accelerator.print(_announcement(distiller, sources, ops, folder, accelerator))
+        say(_announcement(distiller, sources, ops, folder, accelerator))
         before = agreement()
         if resume:
             training.resume(resume_from)
-            accelerator.print(f"resuming at step {training.step}", flush=True)
+            say(f"resuming at step {training.step}")
         trackers.start(accelerator, run.recipe, training.step)
         with closing(trackers):
             training.train()
@@ -135,7 +135,7 @@ def distill(
         )
         if accelerator.is_main_process:
             save_model(student, sources.tokenizer, folder / "student")
-    accelerator.print(
+    say(
         f"\nHeld-out agreement with the teacher\n{table({'before': before, 'after': after})}\n\n"
         f"student  {folder / 'student'}\nrun      {folder}"
     )

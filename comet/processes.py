@@ -68,6 +68,12 @@ def on_main(function: Callable[[], Value]) -> Value:
     return cast(Value, answer[1])
 
 
+def say(text: str) -> None:
+    """Print on the main process alone."""
+    if this_process().is_main_process:
+        print(text, flush=True)
+
+
 def step_totals(pieces: list[Batch], accelerator: Accelerator) -> Counts:
     """What a whole step is averaged over: the counts of all pieces of all processes, without waiting for the device."""
     counts = total_counts(pieces)
@@ -78,12 +84,12 @@ def step_totals(pieces: list[Batch], accelerator: Accelerator) -> Counts:
 
 
 def summed(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
-    """The sums over processes of tensors of the same names and shapes."""
+    """The sums over processes of tensors of the same names, in the same order, and shapes."""
     if accelerator.num_processes == 1:
         return dict(tensors)
     return {
         name: cast(Tensor, accelerator.reduce(tensors[name].clone(), reduction="sum"))
-        for name in sorted(tensors)
+        for name in tensors
     }
 
 

@@ -23,6 +23,7 @@ from comet.agreement import Agreement, measure, table
 from comet.batch import Batch
 from comet.configuration import build, read_recipe, to_yaml
 from comet.objective import Distiller
+from comet.processes import say
 from comet.recipe import AdaptRecipe, DistillRecipe, ModelRecipe, RunRecipe
 from comet.runs import RECORD
 from comet.students import count_parameters, load_masked_lm
@@ -75,7 +76,7 @@ def compare(
     assert isinstance(teacher, OnlineTeacher)
     sizes = [count_parameters(model) for model in (teacher.encoder, distiller.student)]
     columns = {"undistilled student": undistilled, "distilled student": distilled}
-    accelerator.print(
+    say(
         f"\nAgainst the same student trained without a teacher, on held-out text\n{table(columns)}\n\n"
         f"parameters  teacher {sizes[0]:,}, students {sizes[1]:,} ({sizes[1] / sizes[0]:.0%})\n"
         f"teacher     {teacher_folder}\n"

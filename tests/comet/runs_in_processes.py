@@ -23,7 +23,9 @@ def start(
     return process
 
 
-def start_several(arguments: Sequence[str], log: Path, count: int) -> list[BaseProcess]:
+def start_several(
+    arguments: Sequence[str], log: Path, count: int, program: str = "comet.distill"
+) -> list[BaseProcess]:
     """Start a command line as processes that work together, as torchrun does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -33,6 +35,7 @@ def start_several(arguments: Sequence[str], log: Path, count: int) -> list[BaseP
         start(
             arguments,
             log.with_suffix(f".{rank}"),
+            program,
             RANK=str(rank),
             LOCAL_RANK=str(rank),
             MASTER_ADDR="127.0.0.1",

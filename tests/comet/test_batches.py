@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from comet import pools
 from comet.batches import IGNORED_LABEL, Masking, StepBatches
 from comet.corpus import open_corpus
+from comet.masking import TokenMasking
 from comet.pools import BatchLimits, tokenise
 
 LENGTH = 24
@@ -211,6 +212,19 @@ def test_slices_share_the_same_sequences_with_the_same_masking(
                 assert piece.tokens == sum(len(ids) for ids, _, _ in rows_of(piece))
 
 
+def test_no_two_batches_draw_their_masks_alike(text, masking, monkeypatch):
+    numbers = []
+    rows = TokenMasking.rows
+
+    def note(self, sequences, languages, number):
+        numbers.append(tuple(number))
+        return rows(self, sequences, languages, number)
+
+    monkeypatch.setattr(TokenMasking, "rows", note)
+    take(StepBatches(text(streams=2), masking, **SETTINGS), 20)
+    assert len(set(numbers)) == len(numbers) > 40
+
+
 def test_no_slice_has_much_more_to_do_than_another(text, masking):
     corpus = text()
     work = [
@@ -306,6 +320,12 @@ def test_another_length_goes_on_where_the_text_stood(text, masking, tokenizer):
     short = StepBatches(corpus, masking, batch_size=8, batch_tokens=None, max_length=8)
     take(short, 3)
     place = short.text_state()
+    ahead = StepBatches(corpus, masking, batch_size=8, batch_tokens=None, max_length=8)
+    while ahead.state_dict()["streams"]["0"]["pool"] == 0:
+        next(ahead)
+    assert (
+        ahead.state_dict()["streams"]["0"]["text"] == place["0"]
+    )  # behind the pool that was begun
     long = StepBatches(corpus, masking, **SETTINGS, text=json.loads(json.dumps(place)))
     assert long.text_state() == place
     documents = corpus.training_stream()

@@ -197,6 +197,18 @@ def test_a_shard_that_ends_too_early_is_reported_once_and_the_next_is_read(
     assert "cannot be read from here on" in problem.reason
 
 
+@pytest.mark.parametrize("streams", [2, 3])
+def test_a_broken_shard_is_reported_by_one_of_several_processes(stream_from, folder, streams):
+    write(folder / "ha/ha_clean_0000.jsonl.gz", records(texts("ha", 4000)))
+    cut_off(folder / "ha/ha_clean_0000.jsonl.gz")
+    found = []
+    for number in range(streams):
+        corpus = stream_from("ha", streams=streams)
+        take(corpus.training_stream(number), 4000)
+        found.append(len(corpus.problems))
+    assert sorted(found) == [0] * (streams - 1) + [1]
+
+
 def test_nothing_to_train_on_or_to_hold_out_ends_with_one_clear_line(stream_from, folder):
     write(folder / "yo/yo_clean_0000.jsonl.gz", ["{", "{"])
     corpus = stream_from("yo")

@@ -74,3 +74,23 @@ def test_two_processes_stop_together_and_one_goes_on(teacher_folder, corpus_fold
     assert [line["tokens"] for line in last] == [line["tokens"] for line in expected]
     for line, other in zip(last, expected, strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_a_teacher_is_adapted_by_two_processes_as_by_one(corpus_folder, tmp_path):
+    given = [
+        "--corpus", str(corpus_folder), "--model.vocabulary_size", "200", "--model.layers", "2",
+        "--model.hidden_size", "16", "--model.heads", "2", "--model.intermediate_size", "24",
+        "--model.positions", "40", "--corpus.max_length", "24", "--corpus.held_out", "8",
+        "--corpus.workers", "0", "--warm_start.steps", "3", "--warm_start.max_length", "12",
+        "--warm_start.batch_size", "16", "--steps", "5", "--batch-size", "8",
+        "--optimisation.warmup_steps", "1", "--run.log_every", "1",
+    ]  # fmt: skip
+    log = tmp_path / "log"
+    one = start([*given, "--output", str(tmp_path / "one")], log, "comet.adapt")
+    finish([one], log)
+    two = start_several([*given, "--output", str(tmp_path / "two")], log, 2, "comet.adapt")
+    finish(two, log)
+    ours, theirs = (lines_of(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
+    for line, other in zip(ours, theirs, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert line["loss/hau"] == pytest.approx(other["loss/hau"], rel=1e-5)

@@ -71,10 +71,16 @@ def test_a_half_trained_teacher_is_trained_again(tiny_teacher, tmp_path):
 
 def test_another_recipe_is_another_teacher(monkeypatch, tmp_path):
     monkeypatch.setenv("COMET_CACHE", str(tmp_path))
+    monkeypatch.setenv("WORLD_SIZE", "2")
     made = []
-    monkeypatch.setattr(
-        quickstart.subprocess, "run", lambda command, check: made.append(command) or _Failed()
-    )
+
+    def run(command, check, env):
+        assert "WORLD_SIZE" not in env  # it trains alone
+        assert "PATH" in env
+        made.append(command)
+        return _Failed()
+
+    monkeypatch.setattr(quickstart.subprocess, "run", run)
     for steps in (3, 4):
         content = {**TEACHER, "optimisation": {**TEACHER["optimisation"], "steps": steps}}
         monkeypatch.setattr(quickstart, "read_recipe", lambda *_, content=content: content)
