@@ -188,7 +188,7 @@ def _in_pieces(
     """KL of every row and, in float32, the gradients that are needed."""
     count, vocabulary = len(student.hidden), len(student.weight)
     log_p_NK, log_u_N = _teacher(top, vocabulary, temperature_N)
-    others_N = temperature_N * log_u_N.exp()  # what every column's gradient has beside T q
+    others_N = -temperature_N * log_u_N.exp()  # what every column's gradient has beside T q
     weight_sum_E = student.weight.sum(0, dtype=torch.float32)
     mean_N = student.hidden.float() @ (weight_sum_E / vocabulary)
     if student.bias is not None:

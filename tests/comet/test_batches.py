@@ -105,7 +105,7 @@ def test_every_sequence_of_every_document_is_read_once(text, masking, tokenizer)
 
 def test_batches_are_full_and_of_similar_length(text, masking):
     pieces = [piece for (piece,) in take(StepBatches(text(), masking, **SETTINGS), 60)]
-    assert {len(piece.input_ids) for piece in pieces} <= {15, 16}
+    assert {len(piece.input_ids) for piece in pieces} <= {14, 15, 16}
     padding = 1 - sum(p.tokens for p in pieces) / sum(p.input_ids.numel() for p in pieces)
     assert padding < 0.08
     assert len({piece.input_ids.shape[1] for piece in pieces}) > 3
