@@ -160,7 +160,7 @@ def adapt(
     held_out = held_out_batches(corpus, masking, recipe)
     sizes = sizes_of(model, processes=accelerator.num_processes)
     facts = {"corpus": corpus.fingerprint()}
-    with explained(recipe, sizes), run.recorded(**facts), closing(batches):
+    with run.recorded(**facts), explained(recipe, sizes), closing(batches):
         if accelerator.is_main_process:
             save_tokenizer(tokenizer, saved)
         say(
@@ -190,7 +190,9 @@ def adapt(
         trackers.start(accelerator, run.recipe, training.step)
         with closing(trackers):
             training.train()
-        loss = held_out_loss(module, held_out, accelerator)
+            loss = held_out_loss(module, held_out, accelerator)
+            found = {language: {"loss": value} for language, value in loss.items()}
+            training.tell_evaluation(found, say)
         run.write_json(
             "held_out.json",
             {

@@ -138,7 +138,7 @@ class StepBatches(Iterator[list[Batch]]):
         self._masking = masking
         streams = corpus.streams
         limits = _limits(batch_size, batch_tokens, max_length, streams)
-        own, self._pieces, self._first, self._step = _slices(
+        own, self._pieces, self._first, self._step = slices_of(
             streams, process, processes, accumulation
         )
         _require_rows(limits, self._step, streams)
@@ -266,7 +266,7 @@ def _limits(
     return BatchLimits(batch_size, batch_tokens // streams, max_length)
 
 
-def _slices(
+def slices_of(
     streams: int, process: int, processes: int, accumulation: int
 ) -> tuple[range, int, int, int]:
     """The streams a process reads, how many pieces it makes of each one's batch, and that its rows are first::step."""

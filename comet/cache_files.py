@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,9 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from comet.batch import Batch, TeacherOutputs
 from comet.batches import IGNORED_LABEL
+from comet.durable import checksum, replace_file
 
 _OPEN_FILES = 8
-_BLOCK = 1 << 24
 
 
 def tensors_of(batch: Batch, teacher: TeacherOutputs) -> dict[str, Tensor]:
@@ -108,7 +107,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     try:
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
         described = {"bytes": partial.stat().st_size, "sha256": checksum(partial)}
-        _put_in_place(partial, path)
+        replace_file(partial, path)
     except SafetensorError as error:
         partial.unlink(missing_ok=True)
         raise OSError(str(error)) from error
@@ -122,27 +121,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all, durably."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(dict(content), ensure_ascii=False, indent=1) + "\n", "utf-8")
-    _put_in_place(partial, path)
-
-
-def _put_in_place(partial: Path, final: Path) -> None:
-    for path in (partial, partial.parent):
-        if path == partial.parent:
-            os.replace(partial, final)
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    replace_file(partial, path)
 
 
 def fingerprint_of_weights(name_or_folder: str, revision: str | None) -> str:

@@ -5,10 +5,7 @@ step-N/state.json            step, position in the corpus, schedules, the recipe
 step-N/checksums.json        SHA-256 of both
 """
 
-import contextlib
-import hashlib
 import json
-import os
 import random
 import shutil
 from collections.abc import Mapping
@@ -20,6 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from comet.durable import checksum, replace_folder
 
 TENSORS, STATE, CHECKSUMS = "tensors.safetensors", "state.json", "checksums.json"
 
@@ -51,7 +50,7 @@ def save_checkpoint(
         partial.mkdir()
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial / TENSORS)
         (partial / STATE).write_text(json.dumps(dict(state)), encoding="utf-8")
-        sums = {name: _checksum(partial / name) for name in (TENSORS, STATE)}
+        sums = {name: checksum(partial / name) for name in (TENSORS, STATE)}
         (partial / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
         replace_folder(partial, final)
     except (OSError, SafetensorError) as error:
@@ -87,7 +86,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         sums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
         for name in (TENSORS, STATE):
-            if sums[name] != _checksum(path / name):
+            if sums[name] != checksum(path / name):
                 raise DamagedCheckpointError(
                     f"{path / name} is not what was written: its checksum differs"
                 )
@@ -226,35 +225,6 @@ def restore_random(tensors: Mapping[str, Tensor], process: int) -> None:
     random.setstate((3, tuple(states["python"].tolist()), gausses[0] if gausses else None))
     if torch.cuda.is_available() and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])
-
-
-def replace_folder(partial: Path, final: Path) -> None:
-    """Put a folder that was written aside into its place, durably."""
-    for path in (*partial.rglob("*"), partial):
-        _synchronise(path)
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        final.rename(old)
-    partial.rename(final)
-    _synchronise(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _synchronise(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _reason(error: Exception) -> str:

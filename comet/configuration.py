@@ -17,7 +17,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import torch
 import transformers
 import yaml
 
@@ -55,8 +54,14 @@ def run_command(main: Callable[[Sequence[str]], None], program: str) -> NoReturn
     except (ValueError, OSError) as error:
         print(f"{program}: error: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
-    except torch.OutOfMemoryError as error:
-        advice = "out of memory: lower optimisation.batch_size or corpus.max_length"
+    except (RuntimeError, MemoryError) as error:
+        from comet.memory_advice import is_out_of_memory  # which itself reads recipes
+
+        if not is_out_of_memory(error):
+            raise
+        advice = (
+            "out of memory while models were loaded: close other programs, or take a smaller model"
+        )
         print(f"{program}: error: {advice} ({_one_line(str(error))})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:

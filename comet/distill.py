@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,7 @@ from comet.agreement import Agreement, measure_distiller, table
 from comet.configuration import parse_command, run_command
 from comet.memory_advice import explained, sizes_of
 from comet.objective import Distiller
-from comet.processes import make_accelerator, say
+from comet.processes import make_accelerator, on_main, say
 from comet.projections import make_projection
 from comet.recipe import DistillRecipe
 from comet.runs import RunFolder, resolve
@@ -31,7 +31,7 @@ from comet.students import (
     save_model,
 )
 from comet.tap import TappedEncoder, usable_positions
-from comet.teacher_cache import open_cache
+from comet.teacher_cache import complete, open_cache
 from comet.trackers import Trackers
 from comet.training import Training, Watching
 from comet.watch import Watch
@@ -62,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
         shortcuts=SHORTCUTS,
         default_recipe=_default_recipe,
     )
+    given = replace(given, content=on_main(lambda: complete(given.content)))
     folder, recipe = resolve(DistillRecipe, given, PROGRAM)
     distill(recipe, folder, resume=given.resume, resume_from=given.resume_from)
 
@@ -92,12 +93,13 @@ def distill(
     distiller = build_distiller(recipe, sources, ops)
     student = distiller.student.model
     sizes = sizes_of(student, sources.model, accelerator.num_processes)
-    with explained(recipe, sizes), run.recorded(**sources.facts), closing(sources.batches):
+    with run.recorded(**sources.facts), explained(recipe, sizes), closing(sources.batches):
         distiller.teacher.to(accelerator.device)
         distiller.to(accelerator.device)
 
-        def agreement() -> dict[str, Agreement]:
-            return measure_distiller(distiller, sources.held_out, accelerator)
+        def evaluate() -> dict[str, dict[str, float]]:
+            found = measure_distiller(distiller, sources.held_out, accelerator)
+            return {language: asdict(one) for language, one in found.items()}
 
         watching = Watching(
             program=PROGRAM,
@@ -105,7 +107,7 @@ def distill(
             watch=Watch(sources.coverage, recipe.objective),
             trackers=trackers,
             tokenizer=sources.tokenizer,
-            evaluate=lambda: {name: asdict(one) for name, one in agreement().items()},
+            evaluate=evaluate,
         )
         training = Training(
             distiller,
@@ -118,30 +120,37 @@ def distill(
             before_step=distiller.set_progress,
         )
         say(_announcement(distiller, sources, ops, folder, accelerator))
-        before = agreement()
+        before = evaluate()
         if resume:
             training.resume(resume_from)
             say(f"resuming at step {training.step}")
         trackers.start(accelerator, run.recipe, training.step)
         with closing(trackers):
+            if training.step == 0:
+                training.tell_evaluation(before, say)
             training.train()
-        after = agreement()
-        run.write_json(
-            "agreement.json",
-            {
-                when: {language: asdict(one) for language, one in found.items()}
-                for when, found in (("before", before), ("after", after))
-            },
-        )
+            after = evaluate()
+            training.tell_evaluation(after, say)
+        run.write_json("agreement.json", {"before": before, "after": after})
         if accelerator.is_main_process:
             save_model(student, sources.tokenizer, folder / "student")
+    columns = {"before": agreements(before), "after": agreements(after)}
     say(
-        f"\nHeld-out agreement with the teacher\n{table({'before': before, 'after': after})}\n\n"
+        f"\nHeld-out agreement with the teacher\n{table(columns)}\n\n"
         f"student  {folder / 'student'}\nrun      {folder}"
     )
+    if sources.conclusion is not None and training.tokens_per_second is not None:
+        say(sources.conclusion(training.tokens_per_second))
     if recipe.teacher.model is None and recipe.teacher.cache is None:
-        quickstart.compare(recipe, distiller, after, sources.held_out, accelerator, folder)
-    return after
+        quickstart.compare(
+            recipe, distiller, columns["after"], sources.held_out, accelerator, folder
+        )
+    return columns["after"]
+
+
+def agreements(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Agreement]:
+    """What an evaluation found, by language."""
+    return {language: Agreement(**values) for language, values in found.items()}
 
 
 def open_sources(recipe: DistillRecipe, ops: ModuleType, accelerator: Accelerator) -> Sources:

@@ -44,7 +44,15 @@ MAY_CHANGE = frozenset(  # on resuming, as it changes no result
         "run.trackers",
     }
 )
-_PACKAGES = ("torch", "triton", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
+_PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "tokenizers",
+    "huggingface_hub",
+    "accelerate",
+    "numpy",
+)
 
 
 class RunFolder:
@@ -112,17 +120,22 @@ class RunFolder:
         except OSError as error:
             raise _unwritable(self.path / name, error) from error
 
-    def forget_lines_after(self, step: int) -> None:
-        """Drop the lines of steps that a resumed run does again, and half lines."""
+    def forget_lines_after(self, step: int, evaluated: int) -> None:
+        """Drop the lines of steps that a resumed run does again, and half lines.
+
+        Args:
+            step: the last one whose metrics stay.
+            evaluated: the last one whose evaluation stays.
+        """
         if not self.is_written_here:
             return
-        for name in (METRICS, EVALUATION):
+        for name, last in ((METRICS, step), (EVALUATION, evaluated)):
             if (self.path / name).exists():
                 lines = (self.path / name).read_text(encoding="utf-8").splitlines(keepends=True)
                 kept = [
                     line
                     for line in lines
-                    if line.endswith("\n") and json.loads(line)["step"] <= step
+                    if line.endswith("\n") and json.loads(line)["step"] <= last
                 ]
                 self._write(name, "".join(kept))
 

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from comet.checkpoints import replace_folder
+from comet.durable import replace_folder
 from comet.recipe import StudentRecipe
 
 _DROPOUTS = (
@@ -201,7 +201,11 @@ def keep_inputs_only(model: PreTrainedModel) -> None:
         raise ValueError(
             f"optimisation.gradient_checkpointing: {type(model).__name__} has no support for it; leave it out"
         )
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # its name in later transformers
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
 def count_parameters(model: torch.nn.Module) -> int:

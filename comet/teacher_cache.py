@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from comet.batch import Batch, TeacherOutputs, piece_of
-from comet.batches import _slices, open_text
+from comet.batches import open_text, slices_of
 from comet.cache_files import (
     CheckedFiles,
     batch_from,
@@ -232,7 +232,7 @@ class CachedBatches:
     ) -> None:
         self._cache = cache
         self._seed = seed
-        self._slices = _slices(cache.index["batches_per_step"], process, processes, accumulation)
+        self._slices = slices_of(cache.index["batches_per_step"], process, processes, accumulation)
         fewest = cache.index["fewest_sequences"]
         if self._slices[-1] > fewest:
             raise ValueError(

@@ -41,7 +41,7 @@ from comet.trackers import Trackers
 from comet.watch import Watch
 from comet.window import Window
 
-Evaluation = Mapping[str, Mapping[str, float]]
+Evaluation = Mapping[str, Mapping[str, float | None]]
 
 
 class Batches(Protocol):
@@ -114,6 +114,7 @@ class Training:
         self._before_step = before_step
         self.step = 0
         self.tokens = 0
+        self.tokens_per_second: float | None = None  # of the last logged line
         self._bad_in_a_row = 0
         self._window = Window()
         self.module = module.to(accelerator.device)
@@ -170,7 +171,7 @@ class Training:
 
         state = on_main(read)
         if state is None:
-            self.folder.forget_lines_after(0)
+            self.folder.forget_lines_after(0, -1)
             return
         tensors = from_main(tensors, self.accelerator)
         restore_module(self.module, tensors)
@@ -184,7 +185,8 @@ class Training:
         if self.accelerator.is_main_process:
             self._window = Window.restored(tensors, state["window"], self.accelerator.device)
         self.watching.watch.load_state_dict(state["watch"])
-        self.folder.forget_lines_after(self.step)
+        # the last evaluation is that of the trained model, after the last checkpoint
+        self.folder.forget_lines_after(self.step, min(self.step, self.optimisation.steps - 1))
         restore_random(tensors, self.accelerator.process_index)
 
     def _train_step(self, signals: StopSignals) -> bool:
@@ -288,7 +290,7 @@ class Training:
 
     def _metrics(self) -> dict[str, Any]:
         found = self._window.metrics(self.accelerator, self.watching.languages)
-        speed = found.pop("tokens_per_second")
+        self.tokens_per_second = found.pop("tokens_per_second")
         self.tokens += found.pop("tokens")
         factor = warmup_and_decay(
             self.step - 1, self.optimisation.warmup_steps, self.optimisation.steps
@@ -298,7 +300,7 @@ class Training:
             "tokens": self.tokens,
             **found,
             "lr": self.optimisation.learning_rate * factor,
-            "tokens_per_second": speed,
+            "tokens_per_second": self.tokens_per_second,
             "peak_memory": peak_memory(),
         }
 
@@ -306,10 +308,14 @@ class Training:
         with self._window.paused():
             found = self.watching.evaluate()
             self.module.train()
+        self.tell_evaluation(found, progress.say)
+
+    def tell_evaluation(self, found: Evaluation, say: Callable[[str], None]) -> None:
+        """Write down what was measured on held-out text at this step, send it to the trackers, and warn."""
         self.folder.log({"step": self.step, **found}, EVALUATION)
         self.watching.trackers.log_evaluation(self.step, found)
         for warning in self.watching.watch.evaluation(self.step, found):
-            progress.say(warning)
+            say(warning)
 
     def _save(self) -> None:
         with self._window.paused():

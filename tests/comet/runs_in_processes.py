@@ -85,9 +85,9 @@ def _run(program: str, arguments: list[str], log: str, environment: dict[str, st
 
 def _die_at_fsync(number: int) -> None:
     """End this process, as `kill -9` would, in place of the n-th time a checkpoint's file or folder is made durable."""
-    from comet import checkpoints
+    from comet import durable
 
-    synchronise, calls = checkpoints._synchronise, 0
+    synchronise, calls = durable.synchronise, 0
 
     def counted(path: Path) -> None:
         nonlocal calls
@@ -96,4 +96,4 @@ def _die_at_fsync(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         synchronise(path)
 
-    checkpoints._synchronise = counted
+    durable.synchronise = counted

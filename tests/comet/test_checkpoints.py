@@ -32,7 +32,7 @@ def test_the_newest_stay_and_load(tmp_path):
     assert state == {"step": 100}
 
 
-@pytest.mark.parametrize("at", ["save_file", "_checksum", "_synchronise"])
+@pytest.mark.parametrize("at", ["save_file", "checksum", "replace_folder"])
 def test_a_full_disk_leaves_the_one_before_and_no_remains(tmp_path, monkeypatch, at):
     save(tmp_path, 1)
 
@@ -81,7 +81,9 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_offered(tmp_path,
 def test_the_only_checkpoint_damaged_is_said_and_a_missing_step_named(tmp_path):
     assert load_chosen(tmp_path, None) is None
     path = save(tmp_path, 3)
-    with pytest.raises(ValueError, match=r"--resume-from: got 4, but the checkpoints .* are step-3"):
+    with pytest.raises(
+        ValueError, match=r"--resume-from: got 4, but the checkpoints .* are step-3"
+    ):
         load_chosen(tmp_path, 4)
     (path / "state.json").write_text("{}")
     with pytest.raises(ValueError, match="there is none before it"):

@@ -50,7 +50,7 @@ def test_metrics_of_steps_to_be_done_again_are_dropped(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')
     run.log({"step": 6}, "evaluation.jsonl")
-    run.forget_lines_after(4)
+    run.forget_lines_after(4, 4)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
     assert (tmp_path / "evaluation.jsonl").read_text() == ""
