@@ -8,11 +8,8 @@ plateaus soonest.
 """
 
 import itertools
-import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +25,11 @@ from transformers import (
 )
 
 from comet.batch import Batch, Counts, StepLosses, total_counts
-from comet.batches import Masking, StepBatches, evaluation_batches, open_text, tokenise
+from comet.batches import Masking, StepBatches, evaluation_batches, open_text
 from comet.configuration import parse_command, run_command
 from comet.corpus import Corpus
 from comet.coverage import coverage, coverage_table
+from comet.entropy import piece_entropy
 from comet.memory_advice import explained, sizes_of
 from comet.objective import sums_by_language
 from comet.processes import make_accelerator, on_main, say
@@ -66,7 +64,6 @@ SHORTCUTS = {
     "--compile": "optimisation.compile",
 }
 TOKENIZER_CHARACTERS = 10_000_000
-ENTROPY_DOCUMENTS = 1000
 
 
 class MaskedLanguageModel(nn.Module):
@@ -95,17 +92,6 @@ class MaskedLanguageModel(nn.Module):
         hidden = self.encoder(batch.input_ids, batch.mask).hidden.flatten(0, 1)
         chosen = hidden.index_select(0, batch.kd_positions)
         return self.encoder.logits(chosen), batch.labels.flatten()[batch.kd_positions]
-
-
-@dataclass(frozen=True)
-class PieceEntropy:
-    """Losses, in nats, of predicting a piece from its frequency alone, and from its frequency in the language."""
-
-    single: float
-    given_language: float
-
-    def __str__(self) -> str:
-        return f"single pieces {self.single:.2f}, given the language {self.given_language:.2f}"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -321,32 +307,6 @@ class WarmStart:
         )
 
 
-def piece_entropy(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, max_length: int
-) -> PieceEntropy:
-    """Entropy of single pieces in the training mixture, and the same when the language is known."""
-    stream = corpus.training_stream()
-    texts: dict[str, list[str]] = {}
-    for _ in range(ENTROPY_DOCUMENTS * len(corpus.languages)):
-        document = next(stream)
-        texts.setdefault(document.language, []).append(document.text)
-    special = set(tokenizer.all_special_ids)
-    counts = {
-        language: Counter(
-            piece
-            for sequence in tokenise(tokenizer, some, max_length, cut=False)
-            for piece in sequence
-            if piece not in special
-        )
-        for language, some in texts.items()
-    }
-    total = sum(count.total() for count in counts.values())
-    return PieceEntropy(
-        single=_entropy(sum(counts.values(), Counter())),
-        given_language=sum(_entropy(count) * count.total() / total for count in counts.values()),
-    )
-
-
 def held_out_batches(
     corpus: Corpus, masking: Masking, recipe: AdaptRecipe
 ) -> dict[str, list[Batch]]:
@@ -405,11 +365,6 @@ def _sample(corpus: Corpus) -> Iterator[str]:
         characters += len(document.text)
         if characters > TOKENIZER_CHARACTERS:
             return
-
-
-def _entropy(counts: Mapping[int, int]) -> float:
-    total = sum(counts.values())
-    return -sum(count / total * math.log(count / total) for count in counts.values())
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ import torch
 from tiny import tiny_model
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from comet.adapt import MaskedLanguageModel, WarmStart, main, piece_entropy
+from comet.adapt import MaskedLanguageModel, WarmStart, main
 from comet.batches import Masking
 from comet.corpus import open_corpus
+from comet.entropy import piece_entropy
 from comet.processes import make_accelerator
 from comet.recipe import AdaptRecipe, CorpusRecipe, ModelRecipe, OptimisationRecipe, WarmStartRecipe
 from comet.tap import TappedEncoder

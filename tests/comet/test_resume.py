@@ -1,4 +1,7 @@
-"""A run that is killed, however often and wherever, ends with the weights and metrics of one that was not."""
+"""A run that is killed, however often and wherever, ends with the weights and metrics of one that was not.
+
+Its text is streamed and tokenised by a background process, and its student drops units out: all that has a state is used.
+"""
 
 import json
 import random
@@ -19,6 +22,7 @@ def arguments(teacher_folder, corpus_folder):
         "--teacher", str(teacher_folder), "--corpus", str(corpus_folder), *TINY_RUN, "--fused",
         "--steps", str(STEPS), "--run.checkpoint_every", "2", "--run.log_every", "5",
         "--run.evaluate_every", "7", "--student.dropout", "0.1",
+        "--corpus.in_memory", "0", "--corpus.shuffle_buffer", "100", "--corpus.workers", "1",
     ]  # fmt: skip
 
 
