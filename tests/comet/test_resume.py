@@ -1,6 +1,6 @@
 """A run that is killed, however often and wherever, ends with the weights and metrics of one that was not.
 
-Its text is streamed and tokenised by a background process, and its student drops units out: all that has a state is used.
+Its text is streamed and tokenised by a background process, and its student drops units out: all that has a state.
 """
 
 import json

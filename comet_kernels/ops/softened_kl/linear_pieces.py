@@ -106,9 +106,11 @@ class Side:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row of logits."""
         return self.stride * self.weight.itemsize
 
     def make_room(self, size: int) -> None:
+        """Allocate for `size` rows of logits."""
         self.room = self.weight.new_empty(size, self.stride)
 
     def logits(self, piece: slice) -> torch.Tensor:
