@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from comet.batch import Batch, Counts, StepLosses, total_counts
-from comet.batches import Masking, StepBatches, evaluation_batches, open_text
+from comet.batches import Masking, StepBatches, held_out, open_text
 from comet.configuration import parse_command, run_command
 from comet.corpus import Corpus
 from comet.coverage import coverage, coverage_table
@@ -143,7 +143,7 @@ def adapt(
     module = MaskedLanguageModel(TappedEncoder(model), len(corpus.languages))
     if recipe.optimisation.compile:
         module.encoder.compile(dynamic=True)
-    held_out = held_out_batches(corpus, masking, recipe)
+    texts = held_out(corpus, masking, recipe.optimisation.batch_size, recipe.corpus.max_length)
     sizes = sizes_of(model, processes=accelerator.num_processes)
     facts = {"corpus": corpus.fingerprint()}
     with run.recorded(**facts), explained(recipe, sizes), closing(batches):
@@ -163,7 +163,7 @@ def adapt(
             tokenizer=tokenizer,
             evaluate=lambda: {
                 language: {"loss": value}
-                for language, value in held_out_loss(module, held_out, accelerator).items()
+                for language, value in held_out_loss(module, texts, accelerator).items()
             },
             remark=f" ({entropy})",
         )
@@ -176,7 +176,7 @@ def adapt(
         trackers.start(accelerator, run.recipe, training.step)
         with closing(trackers):
             training.train()
-            loss = held_out_loss(module, held_out, accelerator)
+            loss = held_out_loss(module, texts, accelerator)
             found = {language: {"loss": value} for language, value in loss.items()}
             training.tell_evaluation(found, say)
         run.write_json(
@@ -307,25 +307,9 @@ class WarmStart:
         )
 
 
-def held_out_batches(
-    corpus: Corpus, masking: Masking, recipe: AdaptRecipe
-) -> dict[str, list[Batch]]:
-    """Evaluation batches by language."""
-    return {
-        language: evaluation_batches(
-            texts,
-            masking,
-            recipe.optimisation.batch_size,
-            recipe.corpus.max_length,
-            corpus.languages.index(language),
-        )
-        for language, texts in corpus.held_out().items()
-    }
-
-
 def held_out_loss(
     module: MaskedLanguageModel,
-    held_out: Mapping[str, Sequence[Batch]],
+    texts: Mapping[str, Sequence[Batch]],
     accelerator: Accelerator,
 ) -> dict[str, float]:
     """Masked loss, in nats per masked token, by language; `all` is the mean over languages.
@@ -335,7 +319,7 @@ def held_out_loss(
     module.eval()
     losses: dict[str, float] = {}
     with torch.no_grad(), accelerator.autocast():
-        for language, batches in held_out.items():
+        for language, batches in texts.items():
             summed = tokens = 0.0
             for batch in batches:
                 count = len(batch.masked_positions)

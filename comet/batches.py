@@ -24,6 +24,7 @@ __all__ = [
     "Masking",
     "StepBatches",
     "evaluation_batches",
+    "held_out",
     "open_text",
     "tokenise",
 ]
@@ -314,3 +315,15 @@ def evaluation_batches(
         masking.collate(sequences[start : start + batch_size], number, language)
         for number, start in enumerate(range(0, len(sequences), batch_size))
     ]
+
+
+def held_out(
+    corpus: Corpus, masking: Masking, batch_size: int, max_length: int
+) -> dict[str, list[Batch]]:
+    """The evaluation batches of a corpus, by language."""
+    return {
+        language: evaluation_batches(
+            texts, masking, batch_size, max_length, corpus.languages.index(language)
+        )
+        for language, texts in corpus.held_out().items()
+    }

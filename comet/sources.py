@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from comet.batch import Batch
-from comet.batches import Masking, StepBatches, evaluation_batches, open_text
+from comet.batches import Masking, StepBatches, held_out, open_text
 from comet.corpus import Corpus
 from comet.coverage import Coverage, coverage, coverage_table
 from comet.frozen import round_weights
@@ -155,16 +155,7 @@ def held_out_batches(
         kd_tokens="masked" if masking.probability > 0 else "all",
         seed=0,
     )
-    return {
-        language: evaluation_batches(
-            texts,
-            evaluation,
-            recipe.optimisation.batch_size,
-            recipe.corpus.max_length,
-            corpus.languages.index(language),
-        )
-        for language, texts in corpus.held_out().items()
-    }
+    return held_out(corpus, evaluation, recipe.optimisation.batch_size, recipe.corpus.max_length)
 
 
 def mixture(corpus: Corpus) -> str:

@@ -173,8 +173,8 @@ if __name__ == "__main__":
     maker = PoolMaker(corpus, 0, Tokenizer.from_file(sys.argv[2]), masking, BatchLimits(16, None, 24))
     pools = BackgroundPools(maker, maker.start(), 2)
     next(pools)
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)  # and from here on a Ctrl-C may come
         time.sleep(float(sys.argv[3]))
         next(pools)
     except KeyboardInterrupt:
