@@ -160,7 +160,8 @@ def _works(process):
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 print("imported", __name__, file=sys.stderr, flush=True)
 if __name__ == "__main__":
     from tokenizers import Tokenizer
