@@ -182,8 +182,7 @@ class Training:
         self.batches.load_state_dict(state["batches"])
         self.step, self.tokens = state["step"], state["tokens"]
         self._bad_in_a_row = state["bad_in_a_row"]
-        if self.accelerator.is_main_process:
-            self._window = Window.restored(tensors, state["window"], self.accelerator.device)
+        self._window = Window.restored(tensors, state["window"], self.accelerator)
         self.watching.watch.load_state_dict(state["watch"])
         # the last evaluation is that of the trained model, after the last checkpoint
         self.folder.forget_lines_after(self.step, min(self.step, self.optimisation.steps - 1))
@@ -196,9 +195,10 @@ class Training:
         pieces = next(self.batches)
         losses, tokens = self._forward_backward(pieces)
         norm = self._clip()
-        finite = losses.total.isfinite() & (norm.isfinite() | self._scaled)
-        flags = torch.stack([~finite, torch.tensor(signals.received, device=norm.device)])
-        is_bad, stop = any_process(flags.to(torch.int32), self.accelerator)
+        told = torch.tensor(signals.received, device=norm.device)
+        flags = torch.stack([~losses.total.isfinite(), ~norm.isfinite(), told])
+        no_loss, no_gradient, stop = any_process(flags.to(torch.int32), self.accelerator)
+        is_bad = no_loss or (no_gradient and not self._scaled)
         for optimizer in self._optimizers.values():
             self._update(optimizer, is_bad)
             optimizer.zero_grad(set_to_none=True)
@@ -207,8 +207,11 @@ class Training:
         self.step += 1
         if is_bad:
             self._skip(pieces, losses)
+            return stop
+        self._bad_in_a_row = 0
+        if no_gradient:  # the scaler has left the weights alone
+            self._window.skipped += 1
         else:
-            self._bad_in_a_row = 0
             self._window.add(losses, norm, tokens)
         return stop
 

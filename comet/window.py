@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -64,18 +63,20 @@ class Window:
 
     @staticmethod
     def restored(
-        tensors: Mapping[str, Tensor], rest: Mapping[str, Any], device: torch.device
+        tensors: Mapping[str, Tensor], rest: Mapping[str, Any], accelerator: Accelerator
     ) -> "Window":
-        """The window that `state` gave, for one process; the others start empty."""
+        """The window that `state` gave: the main process takes over the sums, the others hold zeros of their shape."""
         window = Window()
         window.steps, window.skipped = rest["steps"], rest["skipped"]
-        window.tokens = window._tokens_before = rest["tokens"]
+        part = int(accelerator.is_main_process)
+        window.tokens = window._tokens_before = rest["tokens"] * part
         found = {
-            name[len(_PREFIX) :]: value.to(device)
+            name[len(_PREFIX) :]: value.to(accelerator.device)
             for name, value in tensors.items()
             if name.startswith(_PREFIX)
         }
         window._norm = found.pop("norm", None)
+        found = {name: value * part for name, value in found.items()}
         window._by_language = found.pop("by_language", None)
         window._shares = {name: found[name] for name in rest["names"]}
         return window

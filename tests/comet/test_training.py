@@ -187,6 +187,19 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(tmp_path, tokenizer
     assert "1 of the steps up to 4 skipped" in capsys.readouterr().out
 
 
+def test_a_gradient_that_a_scale_overflows_is_skipped_without_ending_the_run(tmp_path, tokenizer):
+    """The scaler of float16, on the CPU: it halves its factor until gradients fit, however often that takes."""
+    training = training_of(tmp_path / "run", Fixed(), tokenizer)
+    training.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    training.train()
+    written = lines(tmp_path / "run")
+    assert [line["step"] for line in written] == [2, 4, 6]
+    assert written[0]["skipped"] == 1
+    assert written[0]["grad_norm"] == pytest.approx(3.5)  # of the second step alone, unscaled
+    assert training.accelerator.scaler.get_scale() < 2.0**127
+    assert training.module.weight.item() > 0
+
+
 def test_too_many_in_a_row_end_the_run_with_the_batch_saved(tmp_path, tokenizer):
     training = training_of(tmp_path / "run", Fixed(spoilt=[4, 5]), tokenizer)
     with pytest.raises(ValueError, match="not finite in step 5, the second in a row; its batch is"):
