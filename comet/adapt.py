@@ -3,13 +3,14 @@
 From a checkpoint, this adapts XLM-R to one's languages as AfroXLMR was made (Alabi et al., 2022). From a
 configuration, it makes a teacher where no hub is reached. Such a model first predicts pieces by their frequency,
 then by their frequency in the language at hand; the entropies of both are printed, for a loss near them says that
-nothing of the context was learnt yet. Short sequences, Muon for the weight matrices and a moderate rate leave these
-plateaus soonest.
+nothing of the context was learnt yet. Short sequences in small batches and an architecture with normalised inputs and
+rotary positions (ModernBERT, Warner et al., 2024) leave these plateaus soonest.
 """
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from transformers import (
     AutoModelForMaskedLM,
+    ModernBertConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     XLMRobertaConfig,
@@ -231,23 +234,43 @@ def make_model(
     return model, tokenizer
 
 
-def encoder_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> XLMRobertaConfig:
-    """An XLM-R encoder of the recipe's shape for a tokenizer."""
+def encoder_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+    """An encoder of the recipe's architecture and shape for a tokenizer."""
+    shared = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": recipe.hidden_size,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads,
+        "intermediate_size": recipe.intermediate_size,
+        "initializer_range": recipe.initial_deviation,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    if recipe.architecture == "modernbert":
+        return ModernBertConfig(
+            **shared,
+            cls_token_id=tokenizer.cls_token_id,
+            sep_token_id=tokenizer.sep_token_id,
+            max_position_embeddings=recipe.positions,
+            embedding_dropout=recipe.dropout,
+            attention_dropout=recipe.dropout,
+            mlp_dropout=recipe.dropout,
+            # every layer attends to all: windows save nothing at these lengths, and any layer can be matched
+            layer_types=["full_attention"] * recipe.layers,
+            rope_parameters={
+                kind: {"rope_type": "default", "rope_theta": 10000.0}
+                for kind in ("full_attention", "sliding_attention")
+            },
+            classifier_pooling="mean",  # the first token learns nothing of its own in masked language modelling
+        )
     return XLMRobertaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden_size,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        intermediate_size=recipe.intermediate_size,
+        **shared,
         hidden_dropout_prob=recipe.dropout,
         attention_probs_dropout_prob=recipe.dropout,
         max_position_embeddings=recipe.positions + tokenizer.pad_token_id + 1,
         type_vocab_size=1,
-        initializer_range=recipe.initial_deviation,
         layer_norm_eps=1e-5,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
     )
 
 
@@ -293,9 +316,10 @@ class WarmStart:
         short = self._given < self._recipe.warm_start.steps
         optimisation = self._recipe.optimisation
         lengths = self._recipe.warm_start if short else self._recipe.corpus
+        probability = self._recipe.warm_start.mask_probability if short else None
         return StepBatches(
             self._corpus,
-            self._masking,
+            replace(self._masking, probability=probability) if probability else self._masking,
             batch_size=self._recipe.warm_start.batch_size if short else optimisation.batch_size,
             batch_tokens=None if short else optimisation.batch_tokens,
             max_length=lengths.max_length,

@@ -266,7 +266,7 @@ class DistillRecipe:
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """The masked language model that is trained: a checkpoint to go on with, or an XLM-R encoder of this shape."""
+    """The masked language model that is trained: a checkpoint to go on with, or a new encoder of this shape."""
 
     model: str | None = option(
         None, "go on training this hub id or folder; the shape below is then its own"
@@ -274,6 +274,9 @@ class ModelRecipe:
     tokenizer: str | None = option(
         None,
         "hub id or folder of a tokenizer; none: the checkpoint's, or one trained on the corpus",
+    )
+    architecture: Literal["xlm-roberta", "modernbert"] = option(
+        "xlm-roberta", "of a new encoder; modernbert learns from little text several times as fast"
     )
     vocabulary_size: int = option(8000, "entries of a tokenizer trained on the corpus")
     layers: int = option(6, "number of layers")
@@ -304,9 +307,18 @@ class WarmStartRecipe:
     steps: int = option(0, "the first steps, which read short sequences")
     max_length: int = option(32, "tokens per sequence of those")
     batch_size: int = option(128, "sequences per step of those")
+    mask_probability: float | None = option(
+        None, "share of tokens chosen in those; none: corpus.mask_probability"
+    )
 
     def __post_init__(self) -> None:
         require(self.steps >= 0, "warm_start.steps", self.steps, "0 or more")
+        require(
+            self.mask_probability is None or 0 < self.mask_probability < 1,
+            "warm_start.mask_probability",
+            self.mask_probability,
+            "above 0 and below 1",
+        )
         require(self.max_length >= 4, "warm_start.max_length", self.max_length, "4 or more")
         require_positive("warm_start", {"batch_size": self.batch_size})
 

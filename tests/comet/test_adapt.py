@@ -12,7 +12,7 @@ from comet.corpus import open_corpus
 from comet.entropy import piece_entropy
 from comet.processes import make_accelerator
 from comet.recipe import AdaptRecipe, CorpusRecipe, ModelRecipe, OptimisationRecipe, WarmStartRecipe
-from comet.tap import TappedEncoder
+from comet.tap import TappedEncoder, usable_positions
 
 SMALL = [
     "--model.layers", "1",
@@ -54,6 +54,22 @@ def test_a_teacher_from_scratch_has_the_recipes_shape_and_a_tokenizer(adapted):
     held_out = json.loads((adapted / "held_out.json").read_text())
     assert held_out["loss"].keys() == {"hau", "swa", "all"}
     assert held_out["entropy_given_language"] < held_out["entropy"]
+
+
+def test_a_modernbert_attends_to_all_in_every_layer_and_can_be_tapped(corpus_folder, tmp_path):
+    folder = tmp_path / "modern"
+    main(
+        [
+            "--corpus", str(corpus_folder), "--model.architecture", "modernbert", *SMALL,
+            "--model.layers", "2", "--model.dropout", "0.1", "--output", str(folder),
+        ]
+    )  # fmt: skip
+    model = AutoModelForMaskedLM.from_pretrained(folder / "model")
+    assert model.config.model_type == "modernbert"
+    assert set(model.config.layer_types) == {"full_attention"}
+    assert model.config.mlp_dropout == model.config.embedding_dropout == 0.1
+    assert usable_positions(model) == 40
+    assert TappedEncoder(model, 0)(torch.full((1, 40), 7), None).query.shape == (1, 2, 40, 8)
 
 
 def test_a_checkpoint_goes_on_training(adapted, corpus_folder, tmp_path):
@@ -133,7 +149,7 @@ def test_short_sequences_come_first_and_the_position_is_restored(corpus_folder, 
     recipe = AdaptRecipe(
         ModelRecipe(positions=64),
         CorpusRecipe(paths=[str(corpus_folder)], max_length=24),
-        WarmStartRecipe(steps=3, max_length=12, batch_size=16),
+        WarmStartRecipe(steps=3, max_length=12, batch_size=16, mask_probability=0.6),
         OptimisationRecipe(steps=6, batch_size=8, warmup_steps=0),
     )
     corpus = open_corpus([str(corpus_folder)], temperature=1.0, seed=0, held_out_per_language=4)
@@ -152,6 +168,8 @@ def test_short_sequences_come_first_and_the_position_is_restored(corpus_folder, 
             most = 16 if number < 3 else 8
             assert most - 2 <= len(batch.input_ids) <= most
             assert batch.input_ids.shape[1] <= (12 if number < 3 else 24)
+            masked = len(batch.masked_positions) / batch.tokens
+            assert 0.3 < masked < 0.65 if number < 3 else masked < 0.25
 
 
 def test_a_vocabulary_larger_than_the_text_gives_is_refused(corpus_folder, tmp_path):
