@@ -4,7 +4,7 @@ A batch of a step may be split over processes and over pieces that follow one an
 piece contributes sums; they are divided by the counts of the whole step, so that neither split changes the loss.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -163,6 +163,19 @@ class StepLosses(NamedTuple):
     total: Tensor
     terms: dict[str, Tensor]
     by_language: Tensor | None
+
+
+def added(shares: Sequence[StepLosses]) -> StepLosses:
+    """The sum of the pieces' shares, detached."""
+    by_language = [share.by_language for share in shares if share.by_language is not None]
+    return StepLosses(
+        total=torch.stack([share.total.detach() for share in shares]).sum(),
+        terms={
+            name: torch.stack([share.terms[name].detach() for share in shares]).sum()
+            for name in shares[0].terms
+        },
+        by_language=torch.stack(by_language).sum(0) if by_language else None,
+    )
 
 
 def _move(value: Tensor | None, device: torch.device) -> Tensor | None:

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import math
 import re
 import sys
@@ -120,6 +121,8 @@ def parse_command(
     for key, value in flags.items():
         part, field = key.split(".")
         kind = get_type_hints(get_type_hints(recipe_class)[part])[field]
+        if isinstance(value, list):
+            value = list(itertools.chain.from_iterable(value))
         content.setdefault(part, {})[field] = _checked(kind, value, f"--{key}")
     return Given(content, recipe, resume, namespace["resume_from"])
 
@@ -136,7 +139,7 @@ def read_recipe(recipe_class: type, name_or_file: str) -> dict[str, dict[str, An
         if not path.is_file():
             known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
             raise ValueError(
-                f"--recipe: no recipe is called {name_or_file!r}{_suggestion(name_or_file, known)}; "
+                f"--recipe: no recipe is called {name_or_file!r}{suggestion(name_or_file, known)}; "
                 f"there are {', '.join(known)}, or give a .yaml file"
             )
     try:
@@ -149,8 +152,10 @@ def read_recipe(recipe_class: type, name_or_file: str) -> dict[str, dict[str, An
     content = {} if content is None else content
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected parts ({', '.join(parts)}), got {content!r}")
-    _refuse_unknown(content, list(parts), str(path), "part")
-    return {name: _fields(parts[name], name, part, str(path)) for name, part in content.items()}
+    refuse_unknown(content, list(parts), str(path), "part")
+    return {
+        name: checked_fields(parts[name], name, part, str(path)) for name, part in content.items()
+    }
 
 
 def build(recipe_class: type[Recipe], content: Mapping[str, Mapping[str, Any]]) -> Recipe:
@@ -181,30 +186,37 @@ def to_yaml(recipe: Any) -> str:
     return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
 
 
-def _fields(part: type, name: str, content: Any, source: str) -> dict[str, Any]:
+def checked_fields(part: type, name: str, content: Any, source: str) -> dict[str, Any]:
+    """The fields of one part as they were written, each known and of its type.
+
+    Raises:
+        ValueError: one is not; the message begins with `source`.
+    """
     hints = get_type_hints(part)
     content = {} if content is None else content
     if not isinstance(content, Mapping):
         raise ValueError(f"{source}: {name}: expected fields ({', '.join(hints)}), got {content!r}")
-    _refuse_unknown(content, list(hints), source, f"field of {name}")
+    refuse_unknown(content, list(hints), source, f"field of {name}")
     return {
         field: _checked(hints[field], value, f"{source}: {name}.{field}")
         for field, value in content.items()
     }
 
 
-def _refuse_unknown(
+def refuse_unknown(
     content: Mapping[Any, Any], known: Sequence[str], source: str, kind: str
 ) -> None:
+    """Raise a `ValueError` for the first key that is not known, with the nearest one that is."""
     for key in content:
         if key not in known:
             raise ValueError(
-                f"{source}: unknown {kind} {key!r}{_suggestion(str(key), known)}; "
+                f"{source}: unknown {kind} {key!r}{suggestion(str(key), known)}; "
                 f"known: {', '.join(known)}"
             )
 
 
-def _suggestion(word: str, known: Sequence[str]) -> str:
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """` (did you mean …?)` where something known is spelt nearly so, else nothing."""
     near = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
@@ -306,10 +318,27 @@ def _argument(kind: Any) -> dict[str, Any]:
     if one is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(one) is list:
-        return {"nargs": "+", "metavar": _kind_in_short(get_args(one)[0])}
+        item = get_args(one)[0]
+        kind_of_item = int if item is int else str
+        return {"nargs": "+", "type": _items_of(kind_of_item), "metavar": _kind_in_short(item)}
     if get_origin(one) is Literal:
         return {"choices": get_args(one)}
     return {"type": one, "metavar": _kind_in_short(one)}
+
+
+def _items_of(kind: type) -> Callable[[str], list[Any]]:
+    """From the command line's text to the items of a list; commas part them too, but for those in a file's name."""
+
+    def read(text: str) -> list[Any]:
+        parts = [text] if Path(text).exists() else [part for part in text.split(",") if part]
+        try:
+            return [kind(part) for part in parts]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(
+                f"got {text!r}, expected {_kind_in_words(kind)}, or several"
+            ) from error
+
+    return read
 
 
 def _reader(options: Sequence[Any]) -> Callable[[str], Any]:

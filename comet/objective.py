@@ -27,7 +27,7 @@ from comet.configuration import require
 from comet.factored_logits import FactoredLogits, cross_entropy_sum
 from comet.objective_recipe import ObjectiveRecipe
 from comet.projections import Projection
-from comet.tap import Tapped, TappedEncoder
+from comet.tap import Attention, Tapped, TappedEncoder
 from comet.teachers import Teacher
 from comet.temperatures import Temperature
 from comet.top_logits import top_softened_kl
@@ -112,7 +112,9 @@ class Distiller(nn.Module):
             found, by_language, adversary = self._match_logits(student, teacher, batch, totals)
             terms.update(found)
         if self.weights["attention"]:
-            terms["attention"] = self._match_attention(student, teacher, batch, totals)
+            terms["attention"] = match_attention(
+                student, teacher, batch, totals, self.recipe, self.projection, self.ops
+            )
         if self.weights["mlm"]:
             terms["mlm"] = self._predict_masked(student, batch, totals)
         weighted = [weight * terms[name] for name, weight in self.weights.items() if weight]
@@ -158,35 +160,45 @@ class Distiller(nn.Module):
             "constant with a cache of the teacher's largest logits, whose others were summed at one temperature",
         )
 
-    def _match_attention(
-        self, student: Tapped, teacher: TeacherOutputs, batch: Batch, totals: Counts
-    ) -> Tensor:
-        if self.recipe.attention_loss == "relation":
-            assert teacher.relation is not None
-            ours = (student.query, student.key, student.value)
-            heads = self.recipe.relation_heads
-            return relation_divergence(ours, teacher.relation, batch.mask, heads) / totals.tokens
-        assert teacher.attention_map is not None
-        ours_map = self.ops.mean_attention(
-            student.query, student.key, batch.mask, scale=student.scale
-        )
-        if self.recipe.attention_loss == "kl":
-            return map_divergence(ours_map, teacher.attention_map) / totals.tokens
-        squares = map_squares(
-            ours_map,
-            teacher.attention_map,
-            batch.mask,
-            self.projection,
-            self.ops,
-            batch.squared_lengths,
-        )
-        rows = self.recipe.attention_reduction == "row"
-        return squares / (totals.tokens if rows else totals.pairs)
-
     def _predict_masked(self, student: Tapped, batch: Batch, totals: Counts) -> Tensor:
         labels_M = batch.labels.flatten().index_select(0, batch.masked_positions)
         logits = self._student_logits(student, batch.masked_positions)
         return cross_entropy_sum(logits, labels_M) / totals.masked
+
+
+def match_attention(
+    student: Attention,
+    teacher: TeacherOutputs,
+    batch: Batch,
+    totals: Counts,
+    recipe: ObjectiveRecipe,
+    projection: Projection,
+    ops: ModuleType,
+) -> Tensor:
+    """The batch's share of the attention term.
+
+    Args:
+        student: query, key, value and scale of the layer that is trained.
+        teacher: its map or relation, as the recipe asks.
+        batch: what both read.
+        totals: the counts of the whole step.
+        recipe: which distance.
+        projection: from the student's map to the teacher's.
+        ops: `comet_kernels` or `comet_kernels.reference`.
+    """
+    if recipe.attention_loss == "relation":
+        assert teacher.relation is not None
+        ours = (student.query, student.key, student.value)
+        divergence = relation_divergence(ours, teacher.relation, batch.mask, recipe.relation_heads)
+        return divergence / totals.tokens
+    assert teacher.attention_map is not None
+    ours_map = ops.mean_attention(student.query, student.key, batch.mask, scale=student.scale)
+    if recipe.attention_loss == "kl":
+        return map_divergence(ours_map, teacher.attention_map) / totals.tokens
+    squares = map_squares(
+        ours_map, teacher.attention_map, batch.mask, projection, ops, batch.squared_lengths
+    )
+    return squares / (totals.tokens if recipe.attention_reduction == "row" else totals.pairs)
 
 
 def sums_by_language(values_N: Tensor, batch: Batch, languages: int) -> Tensor:

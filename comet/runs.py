@@ -26,7 +26,6 @@ import yaml
 from filelock import FileLock, Timeout
 
 import comet
-from comet.checkpoints import checkpoints
 from comet.configuration import Given, build, contradiction, read_recipe, to_yaml
 from comet.environment import commit, peak_resident_bytes, versions
 from comet.interruption import Interrupted
@@ -174,7 +173,8 @@ class RunFolder:
         if not self.path.is_dir():
             raise ValueError(f"--output: {self.path} is a file; give a folder")
         if (self.path / RECIPE).exists():
-            advice = "add --resume to go on with it, or " if checkpoints(self.checkpoints) else ""
+            resumable = any(self.path.glob("**/checkpoints/step-*"))
+            advice = "add --resume to go on with it, or " if resumable else ""
             raise ValueError(
                 f"--output: {self.path} holds another run; {advice}give another --output"
             )

@@ -23,7 +23,7 @@ from transformers import (
 from comet.durable import replace_folder
 from comet.recipe import StudentRecipe
 
-_DROPOUTS = (
+DROPOUTS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "dropout",
@@ -55,7 +55,7 @@ def student_config(teacher: PreTrainedConfig, recipe: StudentRecipe) -> PreTrain
     names = {teacher.attribute_map.get(name, name): name for name in sizes}
     values.update({own: sizes[name] for own, name in names.items()})
     for name in values:
-        if name in _DROPOUTS and values[name] is not None:
+        if name in DROPOUTS and values[name] is not None:
             values[name] = recipe.dropout
     if "embedding_size" in values:
         values["embedding_size"] = min(values["embedding_size"], recipe.hidden_size)
@@ -95,7 +95,7 @@ def load_masked_lm(
     Raises:
         ValueError: it is not there, is no encoder, or its head's weights are missing.
     """
-    with _said_plainly(flag, name_or_folder):
+    with said_plainly(flag, name_or_folder):
         config = AutoConfig.from_pretrained(
             name_or_folder, revision=revision, trust_remote_code=False
         )
@@ -128,7 +128,7 @@ def load_tokenizer(
     Raises:
         ValueError: there is none, it is not a fast one, or it has no mask or padding token.
     """
-    with _said_plainly(flag, name_or_folder, needed="tokenizer_config.json"):
+    with said_plainly(flag, name_or_folder, needed="tokenizer_config.json"):
         tokenizer = AutoTokenizer.from_pretrained(
             name_or_folder, revision=revision, trust_remote_code=False
         )
@@ -214,7 +214,7 @@ def count_parameters(model: torch.nn.Module) -> int:
 
 
 @contextlib.contextmanager
-def _said_plainly(flag: str, name_or_folder: str, needed: str = "config.json") -> Iterator[None]:
+def said_plainly(flag: str, name_or_folder: str, needed: str = "config.json") -> Iterator[None]:
     """Turn what transformers and the hub raise into one line that names the option."""
     path = Path(name_or_folder)
     if path.is_absolute() or name_or_folder.startswith((".", "~")) or path.exists():

@@ -66,6 +66,12 @@ class AttentionSink:
             self.taken = (query, repeat_kv(key, groups), repeat_kv(value, groups), scale)
         self.layers_run += 1
 
+    def release(self) -> tuple[Tensor, Tensor, Tensor, float]:
+        """What was taken; layers that may run again hold the sink, and would hold this with it."""
+        taken, self.taken = self.taken, None
+        assert taken is not None
+        return taken
+
 
 def _tapped_attention(
     module: nn.Module,
@@ -92,22 +98,31 @@ AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
 @dataclass(frozen=True)
-class Tapped:
-    """What one forward pass of a `TappedEncoder` gives.
+class Attention:
+    """What the attention of one layer was given in one forward pass.
 
     Attributes:
-        hidden: `[B, S, E]`, the input of the output embeddings (`E` is their width).
-        query: `[B, H, S, D]` of the tapped layer, after any rotary embedding.
+        query: `[B, H, S, D]`, after any rotary embedding.
         key: `[B, H, S, D]` likewise.
         value: `[B, H, S, D]` likewise.
         scale: what multiplies `query · key` before the softmax.
     """
 
-    hidden: Tensor
     query: Tensor
     key: Tensor
     value: Tensor
     scale: float
+
+
+@dataclass(frozen=True)
+class Tapped(Attention):
+    """What one forward pass of a `TappedEncoder` gives.
+
+    Attributes:
+        hidden: `[B, S, E]`, the input of the output embeddings (`E` is their width).
+    """
+
+    hidden: Tensor
 
 
 class _HiddenInsteadOfLogits:
@@ -135,7 +150,7 @@ class TappedEncoder(nn.Module):
         self.model = model
         self.name = model.config.name_or_path or type(model).__name__
         self.layer = layer_index(layer, model.config.num_hidden_layers, self.name)
-        self._tap_attention()
+        tap_attention(model, self.layer, self.name)
         self._bypass_head()
         self._probe()
 
@@ -169,12 +184,7 @@ class TappedEncoder(nn.Module):
         hidden = self.model(
             input_ids=input_ids, attention_mask=attention_mask, attention_sink=sink
         ).logits
-        taken, sink.taken = (
-            sink.taken,
-            None,
-        )  # layers that may run again hold the sink, and would hold these
-        assert taken is not None
-        return Tapped(hidden, *taken)
+        return Tapped(*sink.release(), hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Multiply out what `forward` left: `[..., E]` to `[..., V]`."""
@@ -203,28 +213,6 @@ class TappedEncoder(nn.Module):
         self.model.train(was_training)
         return sink, hidden
 
-    def _tap_attention(self) -> None:
-        if not getattr(self.model, "_supports_attention_backend", False):
-            raise ValueError(
-                f"{self.name} ({type(self.model).__name__}) does not use transformers' attention "
-                "interface, so its query and key cannot be read; use a BERT, RoBERTa, XLM-R, "
-                "ELECTRA, CamemBERT or ModernBERT model"
-            )
-        window = self._sliding_window()
-        if window is not None:
-            raise ValueError(
-                f"attention_layer: layer {self.layer} of {self.name} attends to a window of tokens "
-                f"only; choose one with full attention: {window}"
-            )
-        self.model.set_attn_implementation(IMPLEMENTATION)
-
-    def _sliding_window(self) -> list[int] | None:
-        """The layers with full attention, if the tapped one is not among them."""
-        kinds = getattr(self.model.config, "layer_types", None)
-        if kinds is None or kinds[self.layer] == "full_attention":
-            return None
-        return [number for number, kind in enumerate(kinds) if kind == "full_attention"]
-
     def _bypass_head(self) -> None:
         head = self.model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
@@ -251,6 +239,33 @@ class TappedEncoder(nn.Module):
                 f"{self.name} ({type(self.model).__name__}) changes its logits after the output "
                 "embeddings; its head cannot be fused"
             )
+
+
+def tap_attention(model: PreTrainedModel, layer: int, name: str) -> None:
+    """Let every layer offer query, key and value to the sink that a call of the model carries along.
+
+    Args:
+        model: changed.
+        layer: the one that is to be read, from 0.
+        name: of the model, for messages.
+
+    Raises:
+        ValueError: the model's attention cannot be read, or that layer attends to a window of tokens.
+    """
+    if not getattr(model, "_supports_attention_backend", False):
+        raise ValueError(
+            f"{name} ({type(model).__name__}) does not use transformers' attention "
+            "interface, so its query and key cannot be read; use a BERT, RoBERTa, XLM-R, "
+            "ELECTRA, CamemBERT or ModernBERT model"
+        )
+    kinds = getattr(model.config, "layer_types", None)
+    if kinds is not None and kinds[layer] != "full_attention":
+        window = [number for number, kind in enumerate(kinds) if kind == "full_attention"]
+        raise ValueError(
+            f"attention_layer: layer {layer} of {name} attends to a window of tokens "
+            f"only; choose one with full attention: {window}"
+        )
+    model.set_attn_implementation(IMPLEMENTATION)
 
 
 def usable_positions(model: PreTrainedModel) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from comet.bad_batches import save_bad_batch
-from comet.batch import Batch, StepLosses
+from comet.batch import Batch, StepLosses, added
 from comet.checkpoints import (
     load_chosen,
     module_tensors,
@@ -57,6 +57,19 @@ class Batches(Protocol):
         """Go to a saved position."""
 
 
+class Kept(Protocol):
+    """What a run keeps beside module and optimizers, such as its best weights: saved and restored with them."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rest, as JSON."""
+
+    def restore(self, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+        """Go back to what was saved; tensors are on the CPU."""
+
+
 @dataclass(frozen=True)
 class Watching:
     """What is told of a run while it trains.
@@ -92,6 +105,7 @@ class Training:
         accelerator: device, precision and processes.
         watching: evaluation, warnings, trackers.
         before_step: called with the steps done and the steps of the run, before each.
+        kept: saved in checkpoints too.
     """
 
     def __init__(
@@ -104,6 +118,7 @@ class Training:
         accelerator: Accelerator,
         watching: Watching,
         before_step: Callable[[int, int], None] | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.batches = batches
@@ -112,6 +127,7 @@ class Training:
         self.folder = folder
         self.watching = watching
         self._before_step = before_step
+        self._kept = kept
         self.step = 0
         self.tokens = 0
         self.tokens_per_second: float | None = None  # of the last logged line
@@ -186,6 +202,9 @@ class Training:
         self.watching.watch.load_state_dict(state["watch"])
         # the last evaluation is that of the trained model, after the last checkpoint
         self.folder.forget_lines_after(self.step, min(self.step, self.optimisation.steps - 1))
+        if self._kept is not None:
+            kept = {name[5:]: value for name, value in tensors.items() if name.startswith("kept/")}
+            self._kept.restore(kept, state["kept"])
         restore_random(tensors, self.accelerator.process_index)
 
     def _train_step(self, signals: StopSignals) -> bool:
@@ -226,7 +245,7 @@ class Training:
                 share = self._prepared(piece.to(self.accelerator.device), totals)
                 self.accelerator.backward(share.total * self.accelerator.num_processes)
             shares.append(share)
-        return _added(shares), sum(piece.tokens for piece in pieces)
+        return added(shares), sum(piece.tokens for piece in pieces)
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
         return self.accelerator.no_sync(self._prepared)
@@ -337,6 +356,9 @@ class Training:
                 "recipe": yaml.safe_load(to_yaml(self.folder.recipe)),
             }
             tensors = {**module_tensors(self.module), **sums}
+            if self._kept is not None:
+                state["kept"] = self._kept.state_dict()
+                tensors |= {f"kept/{name}": value for name, value in self._kept.tensors().items()}
             for name, optimizer in self._optimizers.items():
                 tensors |= optimizer_tensors(optimizer, name)
             for states in generators:
@@ -371,19 +393,6 @@ def merged(positions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             else:
                 joined[name] = value
     return joined
-
-
-def _added(shares: list[StepLosses]) -> StepLosses:
-    """The sum of the pieces' shares, detached."""
-    by_language = [share.by_language for share in shares if share.by_language is not None]
-    return StepLosses(
-        total=torch.stack([share.total.detach() for share in shares]).sum(),
-        terms={
-            name: torch.stack([share.terms[name].detach() for share in shares]).sum()
-            for name in shares[0].terms
-        },
-        by_language=torch.stack(by_language).sum(0) if by_language else None,
-    )
 
 
 def _ordinal(number: int) -> str:

@@ -47,6 +47,7 @@ class Watch:
         coverage: how the tokenizer cuts each language.
         objective: the weights of the terms; None where there is no attention term.
         measure: which value of an evaluation is to fall.
+        advice: what helps a language that gets no better.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class Watch:
         coverage: Mapping[str, Coverage],
         objective: ObjectiveRecipe | None = None,
         measure: str = "kl",
+        advice: str = "give it more text, or a corpus.sampling_temperature above 1",
     ) -> None:
         self._coverage = coverage
         self._objective = objective
         self._measure = measure
+        self._advice = advice
         self._line = 0
         self._first: dict[str, float] = {}
         self._shares: list[float] = []
@@ -194,10 +197,9 @@ class Watch:
 
     def _tokenisation(self, language: str) -> str:
         """How the language is cut into pieces, and what to do about it."""
-        sampling = "give it more text, or a corpus.sampling_temperature above 1"
         cover = self._coverage.get(language)
         if cover is None:
-            return sampling
+            return self._advice
         usual = _median(
             one.pieces_per_word for key, one in self._coverage.items() if key != language
         )
@@ -207,7 +209,7 @@ class Watch:
             return f"{text}: choose a teacher whose tokenizer knows its letters"
         if usual is not None and cover.pieces_per_word >= CUT_UP * usual:
             return f"{text}: choose a teacher whose tokenizer cuts it less"
-        return f"{text}, so {sampling}"
+        return f"{text}, so {self._advice}"
 
 
 def _median(values: Iterable[float]) -> float | None:

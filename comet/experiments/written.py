@@ -1,0 +1,126 @@
+"""Grids as YAML: found by name, joined with the grid that they extend and with the command line, and made flat."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from comet.configuration import refuse_unknown, suggestion
+from comet.finetune_recipe import FinetuneRecipe
+from comet.recipe import AdaptRecipe, DistillRecipe
+
+GRIDS = Path(__file__).parent.parent / "grids"
+RECIPES: dict[str, type] = {
+    "adapt": AdaptRecipe,
+    "distill": DistillRecipe,
+    "mlm": AdaptRecipe,
+    "finetune": FinetuneRecipe,
+}
+KEYS = (
+    "title", "extends", "teacher", "adapt", "distill", "mlm", "finetune", "cache", "seeds", "evaluate", "axes",
+    "cells", "published",
+)  # fmt: skip
+Content = dict[str, dict[str, Any]]
+Settings = dict[str, Any]  # "part.field" → value
+
+
+def slug(name: str) -> str:
+    """A name as a folder: letters, digits, dots and hyphens."""
+    return re.sub(r"[^\w.]+", "-", name.lower()).strip("-.")
+
+
+def nested(settings: Mapping[str, Any]) -> Content:
+    """`{"objective.alpha": 1}` as `{"objective": {"alpha": 1}}`."""
+    found: Content = {}
+    for key, value in settings.items():
+        part, field = key.split(".", 1)
+        found.setdefault(part, {})[field] = value
+    return found
+
+
+def flat(content: Any, where: str) -> dict[str, Any]:
+    """Nested mappings, whose keys may be dotted themselves, as one of dotted keys.
+
+    Raises:
+        ValueError: it is no mapping.
+    """
+    content = {} if content is None else content
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where}: got {content!r}, expected keys with values")
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            for inner, one in flat(value, f"{where}.{key}").items():
+                found[f"{key}.{inner}"] = one
+        else:
+            found[str(key)] = value
+    return found
+
+
+def path_of(name_or_file: str) -> Path:
+    """The file of a grid.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    path = Path(name_or_file)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    path = GRIDS / f"{name_or_file}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in GRIDS.glob("*.yaml"))
+        raise ValueError(
+            f"no grid is called {name_or_file!r}{suggestion(name_or_file, known)}; "
+            f"there are {', '.join(known)}, or give a .yaml file"
+        )
+    return path
+
+
+def written_grid(name_or_file: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The content of a grid over that of the grid it extends: stages field by field, other keys as a whole."""
+    path = path_of(name_or_file)
+    if path in seen:
+        raise ValueError(f"{path}: extends: it extends itself")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: got {content!r}, expected keys ({', '.join(KEYS)})")
+    refuse_unknown({str(key).partition(".")[0]: None for key in content}, KEYS, str(path), "key")
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        stage, _, rest = str(key).partition(".")
+        if stage in RECIPES:
+            fields = flat({rest: value} if rest else value, f"{path}: {key}")
+            found[stage] = {**found.get(stage, {}), **fields}
+        else:
+            found[key] = value
+    base = found.pop("extends", None)
+    if base is None:
+        return found
+    beside = path.parent / str(base)  # a file is named from where this one lies
+    named = str(beside) if beside.suffix in (".yaml", ".yml") else str(base)
+    under = written_grid(named, (*seen, path))
+    for stage in RECIPES.keys() & under.keys() & found.keys():
+        found[stage] = {**under[stage], **found[stage]}
+    if "cells" in found or "axes" in found:
+        under = {key: value for key, value in under.items() if key not in ("cells", "axes")}
+    return {**under, **found}
+
+
+def put(written: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key of the command line: `seeds`, `evaluate.split` or `distill.objective.alpha`."""
+    first, _, rest = key.partition(".")
+    refuse_unknown({first: value}, KEYS, f"--set {key}", "key")
+    if not rest:
+        written[first] = value
+    elif first in (*RECIPES, "cache", "evaluate"):
+        under = written.get(first)
+        written[first] = {**(under if isinstance(under, Mapping) else {}), rest: value}
+    else:
+        raise ValueError(f"--set {key}: {first} has no fields")

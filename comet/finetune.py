@@ -1,0 +1,202 @@
+"""`python -m comet.finetune`: train a model on a task with several seeds, and choose on dev alone.
+
+recipe.yaml, run.json         the resolved recipe; versions, data, outcome
+seed-0[/hau]/                 a run folder of its own: metrics, scores on dev, checkpoints, and
+seed-0[/hau]/model/           the model that did best on dev, with its tokenizer and comet.json
+predictions/dev/seed-0.jsonl  what it says to the dev split
+scores-dev.json               how good that is
+
+The test split is not read: `python -m comet.evaluate` does that, once.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from comet.configuration import parse_command, run_command
+from comet.evaluation import evaluate_run, only, score_table
+from comet.fine_tuned import find_model
+from comet.finetune_recipe import TFIDF, FinetuneRecipe
+from comet.interruption import Interrupted
+from comet.processes import make_accelerator, on_main, say
+from comet.runs import RunFolder, resolve
+from comet.students import load_tokenizer
+from comet.task_model import ModelCard, Tuned, load_tuned
+from comet.task_predict import measured, tfidf_answers
+from comet.task_run import PROGRAM, TunedData, tune
+from comet.tasks import TaskData, open_task
+from comet.tasks.task import problem_table
+from comet.tfidf import TfidfModel
+from comet.tuned_runs import MODEL, is_done, member_folder
+
+SHORTCUTS = {
+    "--model": "model.model",
+    "--initial": "model.initial",
+    "--task": "task.task",
+    "--data": "task.data",
+    "--languages": "task.languages",
+    "--teacher": "teacher.model",
+    "--class-weights": "objective.class_weights",
+    "--fused": "objective.fused",
+    "--epochs": "optimisation.epochs",
+    "--batch-size": "optimisation.batch_size",
+    "--learning-rate": "optimisation.learning_rate",
+    "--seeds": "run.seeds",
+    "--per-language": "run.per_language",
+    "--output": "run.output",
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command line."""
+    given = parse_command(
+        FinetuneRecipe,
+        argv,
+        program=PROGRAM,
+        description="Fine-tune a model on a task, with several seeds; choose on dev alone.",
+        shortcuts=SHORTCUTS,
+        default_recipe=lambda flags: None,
+    )
+    if given.resume_from is not None:
+        raise ValueError(
+            "--resume-from: several seeds go on from their newest checkpoints; use --resume"
+        )
+    folder, recipe = resolve(FinetuneRecipe, given, PROGRAM)
+    scores = finetune(recipe, folder, resume=given.resume)
+    say(f"\n{score_table(scores)}\n\nscores   {folder / 'scores-dev.json'}")
+    say(f"next     python -m comet.evaluate --run {folder} --split test")
+
+
+def finetune(recipe: FinetuneRecipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Fine-tune a model with every seed of the recipe; the test split is not read.
+
+    Args:
+        recipe: the run.
+        folder: the run folder; made.
+        resume: go on where a run stopped; seeds that are done stay.
+
+    Returns:
+        Scores on dev, as in scores-dev.json.
+
+    Raises:
+        ValueError: something the user can mend, in one line.
+        Interrupted: asked to stop; a checkpoint was saved.
+    """
+    run = RunFolder(folder, recipe, resume=resume)
+    train = on_main(lambda: open_task(recipe.task, "train"))
+    labels = train.task.labels
+    dev = on_main(lambda: open_task(recipe.task, "dev", train.languages, labels=labels))
+    facts = {
+        "task": {
+            "fingerprint": {"train": train.fingerprint, "dev": dev.fingerprint},
+            "examples": {name: len(found) for name, found in train.splits.items()},
+            "problems": [problem._asdict() for problem in (*train.problems, *dev.problems)],
+        }
+    }
+    with run.recorded(**facts):
+        say(_announcement(recipe, train, dev, folder))
+        if recipe.model.model == TFIDF:
+            on_main(lambda: _fit_tfidf(recipe, folder, train, dev))
+        else:
+            _tune_all(recipe, folder, train, dev)
+        return evaluate_run(folder, split="dev")
+
+
+def _tune_all(recipe: FinetuneRecipe, folder: Path, train: TaskData, dev: TaskData) -> None:
+    """Every seed and, if each language has its own model, every language; what is done is left alone."""
+    assert recipe.model.model is not None
+    accelerator = make_accelerator(recipe.optimisation.precision)
+    tokenizer = load_tokenizer(recipe.model.model, flag="--model")
+    groups = (
+        [[name] for name in train.languages] if recipe.run.per_language else [list(train.languages)]
+    )
+    teachers: dict[Path, Tuned] = {}
+    for seed in recipe.run.seeds:
+        for languages in groups:
+            its = member_folder(folder, seed, languages[0] if recipe.run.per_language else None)
+            if on_main(lambda its=its: is_done(its)):  # type: ignore[misc]
+                say(f"\n{its}: done before")
+                continue
+            data = TunedData(only(train, languages), only(dev, languages), tokenizer)
+            teacher = _teacher(recipe, data, teachers)
+            try:
+                tune(recipe.member(seed, languages), its, data, accelerator, teacher)
+            except Interrupted as stopped:
+                raise Interrupted(
+                    f"stopped and saved; go on with: python -m {PROGRAM} --resume --output {folder}",
+                    stopped.code,
+                ) from stopped
+
+
+def _teacher(recipe: FinetuneRecipe, data: TunedData, known: dict[Path, Tuned]) -> Tuned | None:
+    """The teacher of these languages, loaded once.
+
+    Raises:
+        ValueError: it is of another task or has another tokenizer, or there is none.
+    """
+    if recipe.teacher.model is None:
+        return None
+    folder, choice = find_model(recipe.teacher.model, data.train.languages[0], flag="--teacher")
+    if folder in known:
+        return known[folder]
+    teacher = load_tuned(folder, flag="--teacher")
+    card, task = teacher.card, data.train.task
+    if (card.kind, tuple(card.labels)) != (task.kind, task.labels):
+        raise ValueError(
+            f"--teacher: {folder} tells {', '.join(card.labels)} apart, the task has "
+            f"{', '.join(task.labels)}: logits are compared label by label"
+        )
+    missing = [name for name in data.train.languages if name not in card.languages]
+    if missing:
+        raise ValueError(
+            f"--teacher: {folder} was fine-tuned on {', '.join(card.languages)}, not on {', '.join(missing)}"
+        )
+    if teacher.tokenizer.get_vocab() != data.tokenizer.get_vocab():
+        raise ValueError(
+            f"--teacher: the tokenizer of {folder} is not that of {recipe.model.model}, but both have to read the "
+            "same tokens"
+        )
+    say(f"teacher  {choice or folder}: {card.dev:.4f} on dev")
+    known[folder] = teacher
+    return teacher
+
+
+def _fit_tfidf(recipe: FinetuneRecipe, folder: Path, train: TaskData, dev: TaskData) -> None:
+    """A TF-IDF model for each language; nothing in it is random, so that one seed says it all."""
+    seed = recipe.run.seeds[0]
+    for language in train.languages:
+        its = member_folder(folder, seed, language) / MODEL
+        examples = train.splits[language]
+        model = TfidfModel(train.task.labels, [language])
+        model.fit([str(one.text) for one in examples], [int(one.label) for one in examples])  # type: ignore[arg-type]
+        found = measured(train.task, tfidf_answers(model, dev.splits[language]))
+        model.save(its)
+        ModelCard(
+            task=train.task.name,
+            kind=train.task.kind,
+            labels=list(train.task.labels),
+            languages=[language],
+            max_length=0,
+            seed=seed,
+            dev=found["weighted_f1"],
+            step=0,
+            size=None,
+        ).write(its)
+        say(f"{language}: weighted_f1 on dev {found['weighted_f1']:.4f}")
+
+
+def _announcement(recipe: FinetuneRecipe, train: TaskData, dev: TaskData, folder: Path) -> str:
+    counts = ", ".join(f"{name} {len(found):,}" for name, found in train.splits.items())
+    lines = [
+        f"model    {recipe.model.model}{', random weights' if recipe.model.initial == 'random' else ''}",
+        f"task     {train.task.name}: {', '.join(train.task.labels)}",
+        f"train    {counts}",
+        f"dev      {sum(map(len, dev.splits.values())):,} examples, by which models are chosen",
+        *problem_table([*train.problems, *dev.problems]),
+        f"output   {folder}",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main, PROGRAM)

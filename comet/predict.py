@@ -1,0 +1,147 @@
+"""`python -m comet.predict`: labels or entities for texts, one per line.
+
+    python -m comet.predict --model runs/sentiment < texts > labels.jsonl
+    python -m comet.predict --model runs/sentiment --format tsv < texts | cut -f 1 | sort | uniq -c
+
+Every line of input is answered in order, also one that holds no text: with null. A tagging model gives entities with
+the places of their first character and the one after the last; in .tsv a line for each entity, behind the number of its
+text.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import BinaryIO, NoReturn
+
+from comet.classifier import Classifier, Entity, Prediction
+from comet.configuration import run_command
+from comet.corpus.lines import clean
+
+PROGRAM = "comet.predict"
+_CHUNK = 1024  # lines that are sorted by length together
+_KEYS = {"sequence": ("label", "probabilities"), "token": ("entities",)}
+
+Answer = Prediction | list[Entity] | None
+"""What is said about a line: None where it holds no text."""
+
+
+def answers(classifier: Classifier, lines: Iterable[bytes]) -> Iterator[tuple[str, Answer]]:
+    """The text of each line and what the model says to it, in order, read as it is needed.
+
+    Args:
+        classifier: that is asked.
+        lines: UTF-8; one that is not, or is empty, has no answer.
+    """
+    rest = iter(lines)
+    while chunk := list(itertools.islice(rest, _CHUNK)):
+        texts = [line.decode("utf-8-sig", errors="replace").rstrip("\r\n") for line in chunk]
+        asked = [text if _is_text(line) else None for text, line in zip(texts, chunk, strict=True)]
+        usable = [text for text in asked if text is not None]
+        call: Callable[[Sequence[str]], Sequence[Answer]] = (
+            classifier.entities if classifier.kind == "token" else classifier.predict
+        )
+        given = iter(call(usable))
+        for text, one in zip(texts, asked, strict=True):
+            yield text, None if one is None else next(given)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command line.
+
+    Raises:
+        ValueError: there is no such model, or an option is wrong.
+    """
+    options = _parser().parse_args(list(argv))
+    classifier = Classifier(
+        options.model,
+        language=options.language,
+        device=options.device,
+        batch_size=options.batch_size,
+    )
+    if classifier.choice:
+        print(f"{PROGRAM}: {classifier.choice}", file=sys.stderr)
+    write = _as_json if options.format == "jsonl" else _as_tsv
+    without = total = 0
+    try:
+        for total, (text, answer) in enumerate(answers(classifier, _input()), start=1):
+            without += answer is None
+            for line in write(total, text, answer, classifier.kind):
+                sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    if without:
+        print(f"{PROGRAM}: {without} of {total} lines hold no text", file=sys.stderr)
+
+
+def _input() -> BinaryIO:
+    return sys.stdin.buffer
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        clean(line.decode("utf-8-sig"))
+    except ValueError:  # empty, or not UTF-8
+        return False
+    return True
+
+
+def _as_json(number: int, text: str, answer: Answer, kind: str) -> Iterator[str]:
+    said: dict[str, object] = {}
+    if isinstance(answer, list):
+        said = {"entities": [vars(entity) for entity in answer]}
+    elif answer is not None:
+        said = {"label": answer.label, "probabilities": answer.probabilities}
+    yield json.dumps({"text": text, **(said or dict.fromkeys(_KEYS[kind]))}, ensure_ascii=False)
+
+
+def _as_tsv(number: int, text: str, answer: Answer, kind: str) -> Iterator[str]:
+    if isinstance(answer, list):
+        for one in answer:
+            yield f"{number}\t{one.type}\t{one.start}\t{one.end}\t{_flat(one.text)}"
+    elif answer is not None:
+        yield f"{answer.label}\t{answer.probabilities[answer.label]:.4f}\t{_flat(text)}"
+    elif kind == "sequence":
+        yield f"\t\t{_flat(text)}"
+
+
+def _flat(text: str) -> str:
+    """Text for a column."""
+    return text.replace("\t", " ")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists what can be given")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"python -m {PROGRAM}", description="Label texts, one per line of input.")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="a fine-tuned model's folder, or a run of comet.finetune, whose best seed on dev is taken",
+    )
+    parser.add_argument(
+        "--language", metavar="CODE", help="of the texts, where the run has a model for each"
+    )
+    parser.add_argument("--format", choices=("jsonl", "tsv"), default="jsonl", help="of the output")
+    parser.add_argument("--batch-size", type=_positive, default=32, help="texts read at once")
+    parser.add_argument("--device", help="such as cuda:0; none: the accelerator, or else the CPU")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main, PROGRAM)

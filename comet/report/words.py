@@ -1,0 +1,85 @@
+"""Numbers as readers see them."""
+
+from datetime import datetime
+
+from comet.report.figures import Figure
+
+
+def points(figure: Figure | None) -> str:
+    """A figure in points of 100."""
+    return "–" if figure is None else f"{figure.mean:.1f}".replace("-", "−")
+
+
+def signed(figure: Figure | None) -> str:
+    """A difference in points."""
+    return "–" if figure is None else f"{figure.mean:+.1f}".replace("-", "−")
+
+
+def interval(figure: Figure | None) -> str:
+    """Its interval, empty where it has none."""
+    if figure is None or figure.low is None or figure.high is None:
+        return ""
+    return f"{figure.low:.1f} to {figure.high:.1f}".replace("-", "−")
+
+
+def deviation(figure: Figure | None) -> str:
+    """Its standard deviation over seeds, empty where it has none."""
+    return "" if figure is None or figure.std is None else f"± {figure.std:.1f}"
+
+
+def number(value: float | None) -> str:
+    """A value in four digits."""
+    if value is None:
+        return "–"
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
+        return f"{value:.2e}".replace("-", "−")
+    return f"{value:,.4g}".replace("-", "−")
+
+
+def count(value: float | None) -> str:
+    """A count in three or four digits with its unit: 69.2 M."""
+    if value is None:
+        return "–"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:,.0f}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in binary units."""
+    if value is None:
+        return "–"
+    for unit, one in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if value >= one:
+            return (
+                f"{value / one:.3g} {unit}" if value < 1000 * one else f"{value / one:,.0f} {unit}"
+            )
+    return f"{value:,.0f} B"
+
+
+def duration(seconds: float | None) -> str:
+    """Hours and minutes, or less where it was less."""
+    if seconds is None:
+        return "–"
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def between(start: str | None, end: str | None) -> float | None:
+    """Seconds between two times as run.json has them."""
+    if not start or not end:
+        return None
+    try:
+        return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+    except ValueError:
+        return None
+
+
+def listed(names: list[str]) -> str:
+    """Names as in a sentence: a, b and c."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"

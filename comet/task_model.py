@@ -1,0 +1,256 @@
+"""Models with a head for a task: made of an encoder, run, saved beside what they were trained on, and loaded."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from comet.batch import Batch
+from comet.finetune_recipe import TunedModelRecipe
+from comet.students import (
+    DROPOUTS,
+    count_parameters,
+    load_tokenizer,
+    require_embedded,
+    said_plainly,
+    save_model,
+)
+from comet.tap import Attention, AttentionSink, Layer, layer_index, tap_attention, usable_positions
+from comet.tasks import Task
+
+CARD = "comet.json"
+_AUTO = {
+    "sequence": AutoModelForSequenceClassification,
+    "token": AutoModelForTokenClassification,
+}
+_NEW = ("classifier", "score", "pooler", "qa_outputs")  # parts that pre-training does not give
+
+
+class TaskEncoder(nn.Module):
+    """A model with a task's head, and the attention of one of its layers where that is asked for.
+
+    Args:
+        model: of `make_task_model` or `load_tuned`.
+        layer: the layer that is read; None for none, which takes any architecture.
+
+    Raises:
+        ValueError: the layer cannot be read.
+    """
+
+    def __init__(self, model: PreTrainedModel, layer: Layer | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.name = model.config.name_or_path or type(model).__name__
+        self.layer = None
+        if layer is not None:
+            self.layer = layer_index(layer, model.config.num_hidden_layers, self.name)
+            tap_attention(model, self.layer, self.name)
+
+    @property
+    def width(self) -> int:
+        """Of hidden states."""
+        return int(self.model.config.hidden_size)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Attention | None]:
+        """Logits `[N, L]` at the batch's labelled positions, and the layer's attention if one is read."""
+        sink = None if self.layer is None else AttentionSink(self.layer)
+        carried = {} if sink is None else {"attention_sink": sink}
+        logits = self.model(input_ids=batch.input_ids, attention_mask=batch.mask, **carried).logits
+        if logits.ndim == 3:  # of every token; else of every sequence, each of which has one label
+            logits = logits.flatten(0, 1).index_select(0, batch.masked_positions)
+        return logits, None if sink is None else Attention(*sink.release())
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What lies beside a fine-tuned model, as comet.json.
+
+    Attributes:
+        task: how the data set is called.
+        kind: "sequence" or "token".
+        labels: their names in the order of the logits.
+        languages: it was fine-tuned on.
+        max_length: tokens per sequence; 0 where texts are not cut.
+        seed: of the run.
+        dev: the measure on dev by which it was chosen, mean over languages.
+        step: at which.
+        size: parameters, encoder_parameters (without embeddings and heads) and bytes; None where that says nothing.
+    """
+
+    task: str
+    kind: str
+    labels: list[str]
+    languages: list[str]
+    max_length: int
+    seed: int
+    dev: float
+    step: int
+    size: dict[str, int] | None
+
+    def write(self, folder: Path) -> None:
+        """Write it into a model's folder, whole or not at all."""
+        partial = folder / f".{CARD}.partial"
+        partial.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        os.replace(partial, folder / CARD)
+
+
+def read_card(folder: Path, *, flag: str = "--model") -> ModelCard:
+    """What a fine-tuned model was trained on.
+
+    Raises:
+        ValueError: the folder holds no such model.
+    """
+    try:
+        return ModelCard(**json.loads((folder / CARD).read_text("utf-8")))
+    except FileNotFoundError:
+        hint = ""
+        found = sorted(folder.glob(f"**/{CARD}"))
+        if found:
+            hint = f"; did you mean {found[0].parent}?"
+        raise ValueError(
+            f"{flag}: {folder} holds no fine-tuned model ({CARD}){hint}; `python -m comet.finetune` makes one"
+        ) from None
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{flag}: cannot read {folder / CARD}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A fine-tuned model as it was saved.
+
+    Attributes:
+        model: in evaluation mode.
+        tokenizer: its own.
+        card: what it was trained on.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    card: ModelCard
+
+
+def load_tuned(folder: Path, *, flag: str = "--model") -> Tuned:
+    """Load a fine-tuned model.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    card = read_card(folder, flag=flag)
+    with said_plainly(flag, str(folder)):
+        model = _AUTO[card.kind].from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    tokenizer = load_tokenizer(str(folder), flag=flag)
+    return Tuned(cast(PreTrainedModel, model).eval(), tokenizer, card)
+
+
+def save_tuned(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, card: ModelCard, folder: Path
+) -> None:
+    """Write a fine-tuned model as transformers and its users know it, with its tokenizer and card."""
+    save_model(model, tokenizer, folder)
+    card.write(folder)
+
+
+def make_task_model(
+    recipe: TunedModelRecipe, task: Task, tokenizer: PreTrainedTokenizerFast
+) -> PreTrainedModel:
+    """An encoder with a new head for a task; random numbers come from torch's generator.
+
+    Raises:
+        ValueError: it cannot be had, has too few positions or embeddings.
+    """
+    assert recipe.model is not None
+    with said_plainly("--model", recipe.model):
+        config = AutoConfig.from_pretrained(
+            recipe.model,
+            trust_remote_code=False,
+            num_labels=len(task.labels),
+            id2label=dict(enumerate(task.labels)),
+            label2id={label: number for number, label in enumerate(task.labels)},
+        )
+    _set_dropout(config, recipe.dropout)
+    if type(config) not in _AUTO[task.kind]._model_mapping:
+        raise ValueError(f"--model: a {config.model_type} model has no {task.kind} classifier")
+    if recipe.initial == "random":
+        model = _AUTO[task.kind].from_config(config)
+    else:
+        model = _pretrained(recipe.model, config, task)
+    positions = usable_positions(model)
+    if recipe.max_length > positions:
+        raise ValueError(
+            f"model.max_length: got {recipe.max_length}, but the model has positions for {positions} tokens; "
+            f"lower it to {positions} or less"
+        )
+    require_embedded(tokenizer, model, flag="--model")
+    return cast(PreTrainedModel, model)
+
+
+def _pretrained(name: str, config: PreTrainedConfig, task: Task) -> PreTrainedModel:
+    with said_plainly("--model", name), _no_loading_report():
+        model, report = _AUTO[task.kind].from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,  # a pickle can run code
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # a classifier of another task
+        )
+    changed = [str(key[0]) for key in report["mismatched_keys"]]
+    missing = [
+        key
+        for key in [*sorted(report["missing_keys"]), *changed]
+        if not any(part in key.split(".") for part in _NEW)
+    ]
+    if missing:
+        raise ValueError(
+            f"--model: {name} has no weights for {missing[0]}"
+            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}; give a whole encoder, or "
+            "--initial random for its shape alone"
+        )
+    return cast(PreTrainedModel, model)
+
+
+@contextlib.contextmanager
+def _no_loading_report() -> Iterator[None]:
+    """Transformers tells at length that the classifier is new and the old head unused: both are meant."""
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(before)
+
+
+def _set_dropout(config: PreTrainedConfig, dropout: float) -> None:
+    for name in (*DROPOUTS, "classifier_dropout"):
+        if hasattr(config, name):
+            setattr(config, name, dropout)
+
+
+def sizes(model: PreTrainedModel) -> dict[str, int]:
+    """Parameters, those of the encoder without embeddings and heads, and bytes as saved in float32."""
+    base = getattr(model, model.base_model_prefix, model)
+    layers = sum(
+        parameter.numel()
+        for name, parameter in base.named_parameters()
+        if not {"embeddings", "pooler"} & set(name.split("."))
+    )
+    total = count_parameters(model)
+    return {"parameters": total, "encoder_parameters": layers, "bytes": 4 * total}

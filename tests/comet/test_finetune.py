@@ -1,0 +1,342 @@
+"""Fine-tuning and evaluation end to end on a tiny model."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.metrics import f1_score
+from tiny_tasks import recipe_for, write_entities, write_sentiment
+
+from comet import evaluation, finetune
+from comet.evaluate import evaluate
+from comet.evaluate import main as evaluate_main
+from comet.finetune import finetune as run_finetune
+from comet.finetune import main as finetune_main
+from comet.finetune_recipe import FinetuneRecipe
+from comet.predictions import read_predictions
+from comet.task_model import load_tuned, read_card
+from comet.tuned_runs import member_folder
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_sentiment(tmp_path_factory.mktemp("data"), ("hau", "swa", "yor"))
+
+
+@pytest.fixture(scope="module")
+def run(teacher_folder, data, tmp_path_factory):
+    """Two seeds that have learnt something."""
+    folder = tmp_path_factory.mktemp("runs") / "student"
+    recipe = recipe_for(
+        teacher_folder, data, seeds=[0, 3], epochs=4, dropout=0.1, learning_rate=3e-3
+    )
+    run_finetune(recipe, folder)
+    return folder
+
+
+def test_a_run_leaves_for_each_seed_the_model_that_did_best_on_dev(run):
+    for seed in (0, 3):
+        folder = run / f"seed-{seed}"
+        measured = lines(folder / "evaluation.jsonl")
+        assert [line["step"] for line in measured] == [*range(5, 60, 5), 60]
+        scores = [line["all"]["weighted_f1"] for line in measured]
+        card = read_card(folder / "model")
+        assert card.dev == max(scores)
+        assert card.step == measured[int(np.argmax(scores))]["step"]
+        assert (card.seed, card.languages, card.labels) == (
+            seed,
+            ["hau", "swa"],
+            ["negative", "neutral", "positive"],
+        )
+        answers = read_predictions(run / "predictions" / "dev" / f"seed-{seed}.jsonl")
+        by_language = [weighted_f1(answers, language) for language in ("hau", "swa")]
+        assert np.mean(by_language) == pytest.approx(card.dev, abs=1e-9)
+        assert not (folder / "model" / "config.json").read_text().count("comet_tap")
+    assert read_json(run / "run.json")["state"] == "done"
+    scores = read_json(run / "scores-dev.json")
+    assert scores["seeds"] == [0, 3]
+    assert scores["trained_on"] == ["hau", "swa"]
+
+
+def weighted_f1(answers, language):
+    its = [one for one in answers if one.language == language]
+    return f1_score([one.gold for one in its], [one.predicted for one in its], average="weighted")
+
+
+def test_the_model_learns_what_can_be_learnt(run):
+    assert read_json(run / "scores-dev.json")["mean"]["weighted_f1"]["mean"] > 0.6
+
+
+def test_fine_tuning_reads_no_test_label_and_dev_alone_chooses(
+    teacher_folder, data, run, tmp_path, monkeypatch
+):
+    """Without a test split the bytes are the same; with the dev labels turned round another step is the best."""
+    without = tmp_path / "data"
+    shutil.copytree(data, without)
+    for path in without.glob("*/test.tsv"):
+        path.unlink()
+    opened = []
+    for module in (finetune, evaluation):
+        opening = module.open_task
+
+        def noted(recipe, split, *rest, opening=opening, **more):
+            opened.append(split)
+            return opening(recipe, split, *rest, **more)
+
+        monkeypatch.setattr(module, "open_task", noted)
+    recipe = recipe_for(
+        teacher_folder, without, seeds=[0], epochs=4, dropout=0.1, learning_rate=3e-3
+    )
+    run_finetune(recipe, tmp_path / "run")
+    assert set(opened) == {"train", "dev"}
+    weights = [
+        folder / "seed-0" / "model" / "model.safetensors" for folder in (run, tmp_path / "run")
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+    for path in without.glob("*/dev.tsv"):
+        text = path.read_text()
+        for old, new in (
+            ("neg", "?"),
+            ("positive", "negative"),
+            ("neutral", "positive"),
+            ("?ative", "neutral"),
+        ):
+            text = text.replace(old, new)
+        path.write_text(text)
+    run_finetune(recipe, tmp_path / "other")
+    cards = [read_card(folder / "seed-0" / "model") for folder in (run, tmp_path / "other")]
+    assert cards[0].step != cards[1].step
+    losses = [
+        [line["loss"] for line in lines(folder / "seed-0" / "metrics.jsonl")]
+        for folder in (run, tmp_path / "other")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_accumulation_changes_neither_loss_nor_model(teacher_folder, data, tmp_path):
+    for pieces in (1, 4):
+        recipe = recipe_for(
+            teacher_folder, data, dropout=0.0, accumulation=pieces, class_weights="balanced"
+        )
+        run_finetune(recipe, tmp_path / str(pieces))
+    one, four = (tmp_path / name / "seed-0" for name in ("1", "4"))
+    for ours, theirs in zip(
+        lines(one / "metrics.jsonl"), lines(four / "metrics.jsonl"), strict=True
+    ):
+        for name in ("loss", "loss/hau", "grad_norm"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+    weights = [
+        load_file(folder / "checkpoints" / "step-30" / "tensors.safetensors")
+        for folder in (one, four)
+    ]
+    start = load_file(teacher_folder / "model.safetensors")[
+        "roberta.encoder.layer.0.output.dense.weight"
+    ]
+    name = "module/encoder.model.roberta.encoder.layer.0.output.dense.weight"
+    moved = (weights[0][name] - start).norm()
+    assert (weights[0][name] - weights[1][name]).norm() < 0.02 * moved
+
+
+def test_a_student_is_measured_against_teacher_and_floor_and_on_unseen_languages(
+    run, teacher_folder, data, tmp_path
+):
+    student = tmp_path / "student"
+    recipe = recipe_for(
+        teacher_folder,
+        data,
+        seeds=[1, 2],
+        teacher=run,
+        alpha=0.6,
+        initial="random",
+        learning_rate=1e-3,
+    )
+    run_finetune(recipe, student)
+    names = set(lines(student / "seed-1" / "metrics.jsonl")[0])
+    assert {"labels", "kd", "attention", "labels/hau"} <= names
+    scores = evaluate(student, unseen=["yor"], teacher=run, floor="tfidf")
+    assert scores == read_json(student / "scores-test.json")
+
+    def mean(folder, seeds):
+        per_seed = [
+            np.mean(
+                [
+                    weighted_f1(
+                        read_predictions(folder / "predictions/test" / f"seed-{seed}.jsonl"), one
+                    )
+                    for one in ("hau", "swa")
+                ]
+            )
+            for seed in seeds
+        ]
+        return np.mean(per_seed)
+
+    ours, theirs, floor = mean(student, [1, 2]), mean(run, [0, 3]), mean(student / "tfidf", [0])
+    assert scores["mean"]["weighted_f1"]["mean"] == pytest.approx(ours)
+    assert scores["floor"]["mean"]["mean"] == pytest.approx(floor)
+    retention = scores["retention"]
+    assert retention["teacher"] == "student"
+    assert retention["raw"]["mean"] == pytest.approx(ours / theirs)
+    if theirs > floor:
+        assert retention["above_floor"]["mean"] == pytest.approx((ours - floor) / (theirs - floor))
+    else:
+        assert retention["above_floor"]["mean"] is None
+    assert scores["languages"]["yor"]["trained"] is False
+    unseen = [
+        weighted_f1(read_predictions(student / "predictions/test" / f"seed-{seed}.jsonl"), "yor")
+        for seed in (1, 2)
+    ]
+    assert scores["unseen_mean"]["weighted_f1"]["values"] == pytest.approx(unseen)
+    assert scores["size"]["parameters"] == sum(
+        value.numel() for value in load_file(student / "seed-1/model/model.safetensors").values()
+    )
+
+
+def test_what_was_asked_once_is_not_asked_again(run, data, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("test"))
+    asked = []
+    answers = evaluation._answers
+    monkeypatch.setattr(
+        evaluation,
+        "_answers",
+        lambda model, split: asked.append(split.languages) or answers(model, split),
+    )
+    first = evaluate(folder)
+    assert asked == [("hau", "swa")] * 2
+    assert evaluate(folder, unseen=["yor"])["mean"] == first["mean"]
+    assert asked[2:] == [("yor",)] * 2
+    assert evaluate(folder) == first
+    assert len(asked) == 4
+    assert "asked before, taken from" in capsys.readouterr().out
+    other = tmp_path / "data"
+    shutil.copytree(data, other)
+    path = other / "swa" / "test.tsv"
+    path.write_text(path.read_text().replace("neutral", "positive"))
+    evaluate_main(["--run", str(folder), "--data", str(other)])
+    assert asked[4:] == [("swa",)] * 2
+    weights = folder / "seed-0" / "model" / "model.safetensors"
+    shutil.copy(folder / "seed-3" / "model" / "model.safetensors", weights)
+    evaluate(folder)
+    assert asked[6:] == [("hau", "swa"), ("swa",)]
+
+
+def test_models_are_measured_without_their_run(run, data, tmp_path, capsys):
+    models = [str(run / f"seed-{seed}" / "model") for seed in (0, 3)]
+    arguments = ["--model", *models, "--data", str(data), "--split", "dev", "--confusion"]
+    evaluate_main([*arguments, "--output", str(tmp_path / "out"), "--name", "both"])
+    found, expected = (
+        read_json(tmp_path / "out/scores-dev.json"),
+        read_json(run / "scores-dev.json"),
+    )
+    assert found.pop("system") == "both"
+    assert expected.pop("system") == "student"
+    assert found == expected
+    printed = capsys.readouterr().out
+    assert "hau: gold by predicted" in printed
+    assert f"{100 * found['mean']['weighted_f1']['mean']:.2f}" in printed
+    with pytest.raises(ValueError, match="--output: got nothing"):
+        evaluate_main(arguments)
+
+
+def test_a_model_for_each_language_imitates_a_teacher_for_all(
+    run, teacher_folder, data, tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    finetune_main([
+        "--model", str(teacher_folder), "--data", str(data), "--languages", "ha,swa", "--teacher", str(run),
+        "--objective.alpha", "1", "--per-language", "--epochs", "1", "--model.max_length", "32",
+        "--learning-rate", "1e-3", "--class-weights", "balanced", "--seeds", "0", "--output", str(folder),
+    ])  # fmt: skip
+    for language in ("hau", "swa"):
+        assert read_card(member_folder(folder, 0, language) / "model").languages == [language]
+    printed = capsys.readouterr().out
+    assert "of 2 seeds the best on dev" in printed
+    scores = evaluate(folder, unseen=["yor"], floor="tfidf", teacher=run)
+    assert list(scores["languages"]) == ["hau", "swa"]
+    assert (
+        scores["size"]["parameters"]
+        == 2 * read_card(folder / "seed-0/hau/model").size["parameters"]
+    )
+    with pytest.raises(ValueError, match=r"--teacher: .*hau.* was fine-tuned on hau, not on swa"):
+        run_finetune(recipe_for(teacher_folder, data, teacher=folder), tmp_path / "refused")
+
+
+def test_words_are_tagged_and_measured_by_entity(teacher_folder, tmp_path):
+    pytest.importorskip("nervaluate")
+    data = write_entities(tmp_path / "data")
+    recipe = recipe_for(
+        teacher_folder, data, task="masakhaner", languages=["hau"], epochs=6, learning_rate=3e-3
+    )
+    scores = run_finetune(recipe, tmp_path / "run")
+    assert scores["measure"] == "f1"
+    assert scores["mean"]["f1"]["mean"] == pytest.approx(
+        read_card(tmp_path / "run/seed-0/model").dev
+    )
+    teacher = tmp_path / "run"
+    again = recipe_for(
+        teacher_folder,
+        data,
+        task="masakhaner",
+        languages=["hau"],
+        teacher=teacher,
+        initial="random",
+    )
+    run_finetune(again, tmp_path / "student")
+    found = evaluate(tmp_path / "student", teacher=teacher)
+    assert math.isfinite(found["retention"]["raw"]["mean"])
+    with pytest.raises(ValueError, match="tfidf for tags of words"):
+        evaluate(tmp_path / "student", floor="tfidf")
+
+
+def test_random_weights_in_the_shape_of_a_model(teacher_folder, data, tmp_path):
+    recipe = recipe_for(teacher_folder, data, initial="random", epochs=1, learning_rate=1e-6)
+    run_finetune(recipe, tmp_path / "run")
+    ours = load_tuned(tmp_path / "run/seed-0/model").model.state_dict()
+    theirs = load_file(teacher_folder / "model.safetensors")
+    name = "roberta.encoder.layer.0.attention.self.query.weight"
+    assert ours[name].shape == theirs[name].shape
+    alike = torch.nn.functional.cosine_similarity(ours[name].flatten(), theirs[name].flatten(), 0)
+    assert abs(alike) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"alpha": 0.7}, "objective.alpha: got 0.7, expected nothing, unless --teacher"),
+        ({"label_weight": 0.0}, "objective.label_weight: got 0.0, expected a number above 0"),
+        ({"seeds": [1, 1]}, "run.seeds: got"),
+        ({"max_length": 100}, "model.max_length: got 100, but the model has positions for 64"),
+        ({"languages": ["hau", "xho"]}, "has no train file (.tsv, .csv, .jsonl) for xho"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(teacher_folder, data, tmp_path, given, message):
+    with pytest.raises(ValueError, match=r".") as raised:
+        run_finetune(recipe_for(teacher_folder, data, **given), tmp_path / "run")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_options_of_a_model_are_refused_beside_tfidf(data):
+    with pytest.raises(
+        ValueError, match=r"optimisation\.epochs: got 3, expected nothing, as model.model is tfidf"
+    ):
+        recipe_for("tfidf", data, epochs=3)
+
+
+def test_the_rate_follows_from_the_width_unless_it_is_given():
+    recipe = FinetuneRecipe.__dataclass_fields__["optimisation"].default_factory()
+    rates = [recipe.resolved(100, width).learning_rate for width in (1024, 512, 256, 64)]
+    assert rates == pytest.approx([2e-5, 8e-5, 3.2e-4, 5e-4])
