@@ -148,7 +148,7 @@ def test_piece_entropies_are_those_of_the_counts(tmp_path, tokenizer):
 def test_short_sequences_come_first_and_the_position_is_restored(corpus_folder, tokenizer):
     recipe = AdaptRecipe(
         ModelRecipe(positions=64),
-        CorpusRecipe(paths=[str(corpus_folder)], max_length=24),
+        CorpusRecipe(paths=[str(corpus_folder)], max_length=24, workers=0),
         WarmStartRecipe(steps=3, max_length=12, batch_size=16, mask_probability=0.6),
         OptimisationRecipe(steps=6, batch_size=8, warmup_steps=0),
     )
