@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 from comet.configuration import parse_command, run_command
 from comet.evaluation import evaluate_run, only, score_table
 from comet.fine_tuned import find_model
@@ -93,20 +95,28 @@ def finetune(recipe: FinetuneRecipe, folder: Path, *, resume: bool = False) -> d
             "problems": [problem._asdict() for problem in (*train.problems, *dev.problems)],
         }
     }
+    tokenizer = None
+    if recipe.model.model != TFIDF:
+        assert recipe.model.model is not None
+        tokenizer = load_tokenizer(recipe.model.model, flag="--model")
     with run.recorded(**facts):
         say(_announcement(recipe, train, dev, folder))
-        if recipe.model.model == TFIDF:
+        if tokenizer is None:
             on_main(lambda: _fit_tfidf(recipe, folder, train, dev))
         else:
-            _tune_all(recipe, folder, train, dev)
+            _tune_all(recipe, folder, train, dev, tokenizer)
         return evaluate_run(folder, split="dev")
 
 
-def _tune_all(recipe: FinetuneRecipe, folder: Path, train: TaskData, dev: TaskData) -> None:
+def _tune_all(
+    recipe: FinetuneRecipe,
+    folder: Path,
+    train: TaskData,
+    dev: TaskData,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     """Every seed and, if each language has its own model, every language; what is done is left alone."""
-    assert recipe.model.model is not None
     accelerator = make_accelerator(recipe.optimisation.precision)
-    tokenizer = load_tokenizer(recipe.model.model, flag="--model")
     groups = (
         [[name] for name in train.languages] if recipe.run.per_language else [list(train.languages)]
     )

@@ -329,6 +329,12 @@ def test_what_cannot_be_is_said_in_one_line(teacher_folder, data, tmp_path, give
     assert "\n" not in str(raised.value)
 
 
+def test_a_model_that_is_not_there_leaves_no_run_behind(data, tmp_path):
+    with pytest.raises(ValueError, match="--model: .*nowhere"):
+        run_finetune(recipe_for(tmp_path / "nowhere", data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_options_of_a_model_are_refused_beside_tfidf(data):
     with pytest.raises(
         ValueError, match=r"optimisation\.epochs: got 3, expected nothing, as model.model is tfidf"
