@@ -330,7 +330,7 @@ def test_what_cannot_be_is_said_in_one_line(teacher_folder, data, tmp_path, give
 
 
 def test_a_model_that_is_not_there_leaves_no_run_behind(data, tmp_path):
-    with pytest.raises(ValueError, match="--model: .*nowhere"):
+    with pytest.raises(ValueError, match=r"--model: .*nowhere"):
         run_finetune(recipe_for(tmp_path / "nowhere", data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
