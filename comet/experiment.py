@@ -21,7 +21,7 @@ A grid
     seeds: [0, 1, 2]                   # of fine-tuning
     evaluate: {split: dev, unseen: [pcm]}
     cache: true                        # or {keep: logits, top_k: 64, batches: 1000}: see comet.cache_teacher
-    published: afrisenti               # figures of others, shown below ours
+    published: afrisenti               # figures of others, shown below ours on test
     axes:                              # all combinations; each is a cell
       distill.objective.temperature: [1, 2, 4]
       layer:                           # or levels by name, with the settings of each
@@ -62,7 +62,7 @@ its recipe, log and record beside it: `comet.experiments.plan` and `.stage` say 
                  failed | stopped), why (it failed), stages (as in shared), budget (of a twin: seconds to take and
                  taken, and whence), scores_file, scores (its scores-SPLIT.json), difference (of the mean to the first
                  cell's: mean, low, high, languages)
-    published    the figures of others
+    published    the figures of others, where test is measured
 """
 
 import argparse

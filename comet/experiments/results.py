@@ -61,7 +61,8 @@ class Results:
             "remarks": [*plan.remarks, *self._undefined.values()],
             "shared": {stage.name: self._stage(stage) for stage in plan.of(None)},
             "cells": cells,
-            "published": published(grid.published),
+            # figures of others are of test, and stand beside no score on dev
+            "published": published(grid.published) if grid.evaluate.split == "test" else None,
         }
 
     def _teacher(self) -> dict[str, Any] | None:
@@ -162,9 +163,10 @@ def notes(content: Mapping[str, Any]) -> list[str]:
     if teacher is not None and teacher["held_out"] is not None:
         held_out = teacher["held_out"]
         loss, entropy = held_out["loss"]["all"], held_out["entropy_given_language"]
+        side = "below" if loss < entropy else "above"
         found.append(
-            f"Teacher: held-out masked loss {loss:.2f} nats, {entropy - loss:.2f} below the entropy of pieces given "
-            f"the language ({entropy:.2f})"
+            f"Teacher: held-out masked loss {loss:.2f} nats, {abs(entropy - loss):.2f} {side} the entropy of pieces "
+            f"given the language ({entropy:.2f})"
         )
     for cell in content["cells"]:
         budget = cell["budget"]
@@ -191,7 +193,7 @@ def _rows(content: Mapping[str, Any], measure: str) -> list[str]:
             [
                 f"{system['name']} (published)",
                 *(_percent(system["languages"].get(language)) for language in trained),
-                _percent(system["mean"]),
+                _percent(system["mean"]) if set(trained) == set(system["languages"]) else "",
                 *("" for _ in unseen),
                 *("", "", _millions(system.get("parameters")), ""),
             ]

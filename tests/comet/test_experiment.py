@@ -271,6 +271,16 @@ def test_another_split_is_measured_without_training_again(bench):
     assert bench.ran[before:] == ["comet.evaluate both/finetune"]
 
 
+def test_published_figures_stand_beside_test_alone(bench):
+    bench.write({**STUDENTS, "published": "afrisenti"})
+    bench.run("--cells", "both")
+    assert bench.found["published"] is None
+    assert "ublished" not in (bench.output / "table.md").read_text()
+    bench.run("--cells", "both", "--set", "evaluate.split=test")
+    assert bench.found["published"]["systems"]
+    assert "Published, not measured here" in (bench.output / "table.md").read_text()
+
+
 def test_what_ended_while_nobody_watched_is_done(bench):
     bench.write(STUDENTS)
     bench.run()
