@@ -360,7 +360,9 @@ def _tokenizer(recipe: ModelRecipe, corpus: Corpus, saved: Path | None) -> PreTr
     if recipe.tokenizer is not None:
         return load_tokenizer(recipe.tokenizer, flag="--tokenizer")
     say(f"training a tokenizer of {recipe.vocabulary_size:,} pieces")
-    return train_tokenizer(_sample(corpus), recipe.vocabulary_size, recipe.positions)
+    return train_tokenizer(
+        _sample(corpus), recipe.vocabulary_size, recipe.positions, lowercase=recipe.lowercase
+    )
 
 
 def _sample(corpus: Corpus) -> Iterator[str]:

@@ -279,6 +279,9 @@ class ModelRecipe:
         "xlm-roberta", "of a new encoder; modernbert learns from little text several times as fast"
     )
     vocabulary_size: int = option(8000, "entries of a tokenizer trained on the corpus")
+    lowercase: bool = option(
+        False, "that tokenizer reads capitals as small letters: good for tweets, bad for names"
+    )
     layers: int = option(6, "number of layers")
     hidden_size: int = option(256, "width of the residual stream")
     heads: int = option(8, "attention heads; hidden_size is a multiple of it")
@@ -297,6 +300,12 @@ class ModelRecipe:
                 "positions": self.positions,
                 "initial_deviation": self.initial_deviation,
             },
+        )
+        require(
+            self.tokenizer is None or not self.lowercase,
+            "model.lowercase",
+            self.lowercase,
+            "nothing, as model.tokenizer has its own rule",
         )
 
 

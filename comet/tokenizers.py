@@ -25,7 +25,7 @@ MASK_TOKEN = "<mask>"
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocabulary_size: int, max_length: int
+    texts: Iterable[str], vocabulary_size: int, max_length: int, *, lowercase: bool = False
 ) -> PreTrainedTokenizerFast:
     """Train a Unigram tokenizer.
 
@@ -33,13 +33,15 @@ def train_tokenizer(
         texts: documents.
         vocabulary_size: entries, special tokens included.
         max_length: what the tokenizer gives as the model's longest sequence.
+        lowercase: read capitals as small letters.
 
     Raises:
         ValueError: the text has fewer distinct pieces than asked for.
     """
     tokenizer = Tokenizer(models.Unigram())
+    letters = [normalizers.Lowercase()] if lowercase else []
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+        [*letters, normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()

@@ -56,14 +56,17 @@ def test_a_teacher_from_scratch_has_the_recipes_shape_and_a_tokenizer(adapted):
     assert held_out["entropy_given_language"] < held_out["entropy"]
 
 
-def test_a_modernbert_attends_to_all_in_every_layer_and_can_be_tapped(corpus_folder, tmp_path):
+def test_a_modernbert_reads_small_letters_attends_to_all_and_can_be_tapped(corpus_folder, tmp_path):
     folder = tmp_path / "modern"
     main(
         [
             "--corpus", str(corpus_folder), "--model.architecture", "modernbert", *SMALL,
-            "--model.layers", "2", "--model.dropout", "0.1", "--output", str(folder),
+            "--model.layers", "2", "--model.dropout", "0.1", "--model.lowercase",
+            "--output", str(folder),
         ]
     )  # fmt: skip
+    read = AutoTokenizer.from_pretrained(folder / "model")
+    assert read("MALAMI Ƙarami").input_ids == read("malami ƙarami").input_ids
     model = AutoModelForMaskedLM.from_pretrained(folder / "model")
     assert model.config.model_type == "modernbert"
     assert set(model.config.layer_types) == {"full_attention"}
@@ -181,6 +184,11 @@ def test_a_vocabulary_larger_than_the_text_gives_is_refused(corpus_folder, tmp_p
             ]
         )  # fmt: skip
     assert not (tmp_path / "run").exists()
+
+
+def test_a_given_tokenizer_keeps_its_own_rule():
+    with pytest.raises(ValueError, match=r"model\.lowercase: got True, expected nothing"):
+        ModelRecipe(tokenizer="somewhere", lowercase=True)
 
 
 def test_nothing_masked_is_refused():
