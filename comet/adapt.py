@@ -33,7 +33,7 @@ from comet.configuration import parse_command, run_command
 from comet.corpus import Corpus
 from comet.coverage import coverage, coverage_table
 from comet.entropy import piece_entropy
-from comet.memory_advice import explained, sizes_of
+from comet.memory_advice import advice, explained, sizes_of
 from comet.objective import sums_by_language
 from comet.processes import make_accelerator, on_main, say
 from comet.recipe import AdaptRecipe, ModelRecipe
@@ -149,7 +149,7 @@ def adapt(
     texts = held_out(corpus, masking, recipe.optimisation.batch_size, recipe.corpus.max_length)
     sizes = sizes_of(model, processes=accelerator.num_processes)
     facts = {"corpus": corpus.fingerprint()}
-    with run.recorded(**facts), explained(recipe, sizes), closing(batches):
+    with run.recorded(**facts), explained(lambda: advice(recipe, sizes)), closing(batches):
         if accelerator.is_main_process:
             save_tokenizer(tokenizer, saved)
         say(

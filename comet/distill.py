@@ -15,7 +15,7 @@ import comet_kernels.reference
 from comet import quickstart
 from comet.agreement import Agreement, measure_distiller, table
 from comet.configuration import parse_command, run_command
-from comet.memory_advice import explained, sizes_of
+from comet.memory_advice import advice, explained, sizes_of
 from comet.objective import Distiller
 from comet.processes import make_accelerator, on_main, say
 from comet.projections import make_projection
@@ -93,7 +93,11 @@ def distill(
     distiller = build_distiller(recipe, sources, ops)
     student = distiller.student.model
     sizes = sizes_of(student, sources.model, accelerator.num_processes)
-    with run.recorded(**sources.facts), explained(recipe, sizes), closing(sources.batches):
+    with (
+        run.recorded(**sources.facts),
+        explained(lambda: advice(recipe, sizes)),
+        closing(sources.batches),
+    ):
         distiller.teacher.to(accelerator.device)
         distiller.to(accelerator.device)
 

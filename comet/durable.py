@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 _BLOCK = 1 << 24
 
@@ -16,6 +18,27 @@ def checksum(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all; several processes may do so at once.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        replace_file(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file likewise, for people to read too."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def replace_file(partial: Path, final: Path) -> None:

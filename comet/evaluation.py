@@ -8,12 +8,12 @@ RUN/scores-SPLIT.json                see `scores.py`
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from comet.durable import write_json
 from comet.predictions import PredictedExample, read_predictions, write_predictions
 from comet.processes import on_main, say, this_process
 from comet.scores import System, summary
@@ -99,7 +99,7 @@ def evaluate_system(
             floor=compared.get("--floor"),
         )
     )
-    on_main(lambda: _write_json(output / f"scores-{split}.json", found))
+    on_main(lambda: write_json(output / f"scores-{split}.json", found))
     return found
 
 
@@ -244,16 +244,9 @@ def _keep(file: Path, answers: Sequence[PredictedExample], now: Mapping[str, Any
     everything = json.loads(record.read_text("utf-8")) if record.is_file() else {}
     everything.pop(file.stem, None)
     if record.is_file():  # a record must never speak of answers that are not there
-        _write_json(record, everything)
+        write_json(record, everything)
     write_predictions(file, answers)
-    _write_json(record, {**everything, file.stem: dict(now)})
-
-
-def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_json(record, {**everything, file.stem: dict(now)})
 
 
 def score_table(scores: Mapping[str, Any]) -> str:

@@ -75,11 +75,12 @@ from typing import Any, NoReturn
 import yaml
 
 from comet.configuration import run_command
+from comet.durable import write_text
 from comet.experiments.grid import Grid, read_grid
 from comet.experiments.plan import make_plan
 from comet.experiments.results import TABLE, Results
 from comet.experiments.schedule import Schedule
-from comet.experiments.stage import Stage, write_text
+from comet.experiments.stage import Stage
 from comet.experiments.written import GRIDS
 from comet.processes import say
 

@@ -10,6 +10,7 @@ The test split is not read: `python -m comet.evaluate` does that, once.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def _tune_all(
     for seed in recipe.run.seeds:
         for languages in groups:
             its = member_folder(folder, seed, languages[0] if recipe.run.per_language else None)
-            if on_main(lambda its=its: is_done(its)):  # type: ignore[misc]
+            if on_main(partial(is_done, its)):
                 say(f"\n{its}: done before")
                 continue
             data = TunedData(only(train, languages), only(dev, languages), tokenizer)
@@ -178,7 +179,8 @@ def _fit_tfidf(recipe: FinetuneRecipe, folder: Path, train: TaskData, dev: TaskD
         its = member_folder(folder, seed, language) / MODEL
         examples = train.splits[language]
         model = TfidfModel(train.task.labels, [language])
-        model.fit([str(one.text) for one in examples], [int(one.label) for one in examples])  # type: ignore[arg-type]
+        labels = [one.label for one in examples if isinstance(one.label, int)]
+        model.fit([str(one.text) for one in examples], labels)
         found = measured(train.task, tfidf_answers(model, dev.splits[language]))
         model.save(its)
         ModelCard(

@@ -105,6 +105,9 @@ class TuningRecipe:
     learning_rate: float | None = option(
         None, "peak rate of AdamW; none: 2e-5 · (1024 / the model's width)², at most 5e-4"
     )
+    embedding_learning_rate: float | None = option(
+        None, "peak rate of the input embeddings; none: that of the rest"
+    )
     warmup: float = option(0.06, "share of the steps from 0 to the peak")
     weight_decay: float = option(0.01, "decoupled decay of weight matrices")
     max_grad_norm: float = option(1.0, "gradient norm to clip to")
@@ -139,6 +142,7 @@ class TuningRecipe:
             batch_size=self.batch_size,
             accumulation=self.accumulation,
             learning_rate=rate,
+            embedding_learning_rate=self.embedding_learning_rate,
             warmup_steps=min(round(self.warmup * steps), steps - 1),
             weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm,
@@ -246,6 +250,12 @@ class FinetuneRecipe:
             "model.model",
             "tfidf for tags of words",
             "an encoder; n-grams of a text know nothing of its words",
+        )
+        require(
+            len(self.run.seeds) == 1,
+            "run.seeds",
+            self.run.seeds,
+            "one, as model.model is tfidf, in which nothing is random",
         )
         for part in ("teacher", "objective", "optimisation"):
             for one in fields(getattr(self, part)):

@@ -9,7 +9,7 @@ head three times.
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -99,8 +99,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def explained(recipe: DistillRecipe | AdaptRecipe, sizes: Sizes) -> Iterator[None]:
-    """Within this context, running out of memory ends with advice.
+def explained(remedy: Callable[[], str]) -> Iterator[None]:
+    """Within this context, running out of memory ends with advice: what `remedy` then says, one line.
 
     Raises:
         ValueError: memory ran out; one line.
@@ -110,7 +110,7 @@ def explained(recipe: DistillRecipe | AdaptRecipe, sizes: Sizes) -> Iterator[Non
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ValueError(advice(recipe, sizes)) from error
+        raise ValueError(remedy()) from error
 
 
 def advice(recipe: DistillRecipe | AdaptRecipe, sizes: Sizes) -> str:

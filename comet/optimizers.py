@@ -14,23 +14,25 @@ def make_optimizers(
     """AdamW over all that is trained or, with a Muon rate, Muon over the layers' matrices and AdamW over the rest.
 
     Embeddings, the output embeddings and everything of one dimension stay with AdamW; vectors, biases and the
-    attention projection, which starts as the identity, do not decay.
+    attention projection, which starts as the identity, do not decay. Input embeddings may have a rate of their own.
     """
     trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
     rate = recipe.muon_learning_rate
     muon = [] if rate is None else [name for name in trained if _is_layer_matrix(name, trained)]
-    adamw = [name for name in trained if name not in muon]
-    decaying = [name for name in adamw if _decays(name, trained)]
-    groups = [
-        {"params": [trained[name] for name in decaying], "weight_decay": recipe.weight_decay},
-        {
-            "params": [trained[name] for name in adamw if name not in decaying],
-            "weight_decay": 0.0,
-        },
-    ]
+    embeddings = {id(one.weight) for one in module.modules() if isinstance(one, nn.Embedding)}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}  # by rate and decay
+    for name, value in trained.items():
+        if name in muon:
+            continue
+        own = recipe.embedding_learning_rate if id(value) in embeddings else None
+        decay = recipe.weight_decay if _decays(name, trained) else 0.0
+        groups.setdefault((own or recipe.learning_rate, decay), []).append(value)
     optimizers: dict[str, torch.optim.Optimizer] = {
         "adamw": torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=recipe.learning_rate
+            [
+                {"params": values, "lr": lr, "weight_decay": decay}
+                for (lr, decay), values in sorted(groups.items(), key=lambda one: -one[0][1])
+            ]
         )
     }
     if rate is not None and muon:

@@ -6,10 +6,11 @@ Labels are numbers, places in the task's list; a tagging task has a list of them
 """
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from comet.durable import write_text
 
 _DIGITS = 6  # of a probability
 
@@ -40,21 +41,21 @@ def write_predictions(path: Path, predictions: Iterable[PredictedExample]) -> No
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for one in predictions:
-            probabilities = one.probabilities
-            record = {
-                "language": one.language,
-                "row": one.row,
-                "gold": one.gold,
-                "predicted": one.predicted,
-                "probabilities": None
-                if probabilities is None
-                else [round(float(value), _DIGITS) for value in probabilities],
-            }
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    write_text(path, "".join(_line(one) for one in predictions))
+
+
+def _line(one: PredictedExample) -> str:
+    probabilities = one.probabilities
+    record = {
+        "language": one.language,
+        "row": one.row,
+        "gold": one.gold,
+        "predicted": one.predicted,
+        "probabilities": None
+        if probabilities is None
+        else [round(float(value), _DIGITS) for value in probabilities],
+    }
+    return json.dumps(record, allow_nan=False) + "\n"
 
 
 def read_predictions(path: Path) -> list[PredictedExample]:

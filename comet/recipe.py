@@ -146,6 +146,9 @@ class OptimisationRecipe:
     muon_learning_rate: float | None = option(
         None, "peak rate of Muon for the matrices of the layers; none: AdamW trains those too"
     )
+    embedding_learning_rate: float | None = option(
+        None, "peak rate of the input embeddings; none: that of the rest"
+    )
     warmup_steps: int = option(100, "steps from 0 to the peak")
     weight_decay: float = option(0.01, "decoupled decay of weight matrices")
     max_grad_norm: float = option(1.0, "gradient norm, over student and projection, to clip to")
@@ -176,8 +179,9 @@ class OptimisationRecipe:
         )
         if self.batch_tokens is not None:
             require_positive("optimisation", {"batch_tokens": self.batch_tokens})
-        if self.muon_learning_rate is not None:
-            require_positive("optimisation", {"muon_learning_rate": self.muon_learning_rate})
+        for name in ("muon_learning_rate", "embedding_learning_rate"):
+            if getattr(self, name) is not None:
+                require_positive("optimisation", {name: getattr(self, name)})
         require(
             0 <= self.warmup_steps < self.steps,
             "optimisation.warmup_steps",

@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 import comet
 from comet.configuration import Given, build, contradiction, read_recipe, to_yaml
+from comet.durable import write_text
 from comet.environment import commit, peak_resident_bytes, versions
 from comet.interruption import Interrupted
 from comet.processes import on_main, this_process
@@ -145,10 +146,8 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         if not self.is_written_here:
             return
-        partial = self.path / f".{name}.partial"
         try:
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, self.path / name)
+            write_text(self.path / name, text)
         except OSError as error:
             raise _unwritable(self.path / name, error) from error
 

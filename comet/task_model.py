@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import (
 )
 
 from comet.batch import Batch
+from comet.durable import write_json
 from comet.finetune_recipe import TunedModelRecipe
 from comet.students import (
     DROPOUTS,
@@ -104,9 +104,7 @@ class ModelCard:
 
     def write(self, folder: Path) -> None:
         """Write it into a model's folder, whole or not at all."""
-        partial = folder / f".{CARD}.partial"
-        partial.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(partial, folder / CARD)
+        write_json(folder / CARD, asdict(self))
 
 
 def read_card(folder: Path, *, flag: str = "--model") -> ModelCard:

@@ -1,7 +1,6 @@
 """One model of a fine-tuning run: trained with one seed on one set of languages, and chosen on dev alone."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import comet_kernels
 import comet_kernels.reference
 from comet.checkpoints import module_tensors, restore_module
 from comet.finetune_recipe import FinetuneRecipe
-from comet.memory_advice import is_out_of_memory
+from comet.memory_advice import explained
 from comet.processes import say
 from comet.runs import RECIPE, RunFolder
 from comet.students import keep_inputs_only
@@ -142,7 +141,10 @@ def tune(
     optimisation = recipe.optimisation.resolved(steps, model.config.hidden_size)
     trackers = Trackers(recipe.run.trackers, folder)
     best = BestWeights(model)
-    with run.recorded(steps=steps, learning_rate=optimisation.learning_rate), out_of_memory():
+    with (
+        run.recorded(steps=steps, learning_rate=optimisation.learning_rate),
+        explained(_memory_advice),
+    ):
         learner.to(accelerator.device)
         if learner.teacher is not None:
             learner.teacher.encoder.to(accelerator.device)
@@ -251,20 +253,9 @@ def make_learner(
     )
 
 
-@contextlib.contextmanager
-def out_of_memory() -> Iterator[None]:
-    """Within this context, running out of memory ends with advice.
-
-    Raises:
-        ValueError: memory ran out; one line.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError, OSError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ValueError(
-            "out of memory: raise --optimisation.accumulation (same result), add "
-            "--optimisation.gradient_checkpointing (same result), or take --optimisation.precision bfloat16, or a "
-            "lower --model.max_length"
-        ) from error
+def _memory_advice() -> str:
+    return (
+        "out of memory: raise --optimisation.accumulation (same result), add "
+        "--optimisation.gradient_checkpointing (same result), or take --optimisation.precision bfloat16, or a "
+        "lower --model.max_length"
+    )

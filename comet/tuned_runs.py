@@ -105,19 +105,32 @@ def system_of_run(run: Path, *, flag: str = "--run", name: str | None = None) ->
     """The models of a fine-tuning run, all of its seeds.
 
     Raises:
-        ValueError: the folder holds no such run, or one that is not done.
+        ValueError: the folder holds no such run, or one without some seed's model, or a language's.
     """
     wanted = recipe_of(run, flag=flag).run.seeds
     seeds = {
         seed: sorted(card.parent for card in (run / f"seed-{seed}").glob(f"**/{MODEL}/{CARD}"))
         for seed in wanted
     }
-    seeds = {seed: folders for seed, folders in seeds.items() if folders}
-    if not seeds:
+    missing = [str(seed) for seed, folders in seeds.items() if not folders]
+    if missing:
         raise ValueError(
-            f"{flag}: {run} holds no model yet; go on with python -m comet.finetune --resume --output {run}"
+            f"{flag}: {run} holds no model of seed {', '.join(missing)} yet; go on with python -m comet.finetune "
+            f"--resume --output {run}"
         )
     cards = {folder: read_card(folder, flag=flag) for found in seeds.values() for folder in found}
+    known = {
+        seed: {name for one in folders for name in cards[one].languages}
+        for seed, folders in seeds.items()
+    }
+    everything = set().union(*known.values())
+    for seed, languages in known.items():
+        if languages != everything:
+            lacking = ", ".join(sorted(everything - languages))
+            raise ValueError(
+                f"{flag}: {run} holds no model of {lacking} with seed {seed} yet; go on with python -m comet.finetune "
+                f"--resume --output {run}"
+            )
     run = run.resolve()
     return TunedSystem(
         name or (run.parent.name if run.name == "finetune" else run.name), seeds, cards

@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
+from comet.durable import write_json, write_text
 from comet.experiments.differences import Differences
 from comet.experiments.grid import PUBLISHED, Cell, Grid
 from comet.experiments.plan import Plan
-from comet.experiments.stage import Stage, read_json, write_json, write_text
+from comet.experiments.stage import Stage, read_json
 from comet.experiments.twins import budget_of
 from comet.progress import in_words
 

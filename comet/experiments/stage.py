@@ -30,6 +30,7 @@ from typing import Any, Literal
 import yaml
 
 from comet.configuration import contradiction
+from comet.durable import write_json, write_text
 from comet.experiments.written import Content
 from comet.runs import RECIPE, RECORD
 from comet.teacher_cache import INDEX
@@ -294,18 +295,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     return found
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def python_modules() -> list[str]:

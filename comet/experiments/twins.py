@@ -9,6 +9,7 @@ from accelerate.utils import set_seed
 from transformers import AutoConfig
 
 from comet.configuration import build
+from comet.durable import write_json
 from comet.experiments.budget import (
     PROBE_LINES,
     Pace,
@@ -19,7 +20,7 @@ from comet.experiments.budget import (
     teacher_seconds,
     training_seconds,
 )
-from comet.experiments.stage import Stage, read_json, write_json
+from comet.experiments.stage import Stage, read_json
 from comet.experiments.written import Content, Settings, nested
 from comet.recipe import AdaptRecipe, DistillRecipe
 from comet.runs import METRICS

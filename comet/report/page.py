@@ -3,7 +3,6 @@
 import base64
 import gzip
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -13,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import comet
-from comet.durable import replace_file
+from comet.durable import write_text
 from comet.report import headlines, sections, words
 from comet.report.figures import MEASURES, Group, figure, groups_of
 from comet.report.maps import Maps, attention_maps, languages_of
@@ -107,12 +106,9 @@ def write(text: str, file: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        replace_file(partial, file)
+        write_text(file, text)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(f"--output: cannot write {file}: {error.strerror or error}") from error
 
 

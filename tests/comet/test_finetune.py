@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -335,6 +336,20 @@ def test_a_model_that_is_not_there_leaves_no_run_behind(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_without_all_its_seeds_is_not_measured(teacher_folder, data, tmp_path):
+    """Else its mean and interval would be of fewer seeds than its recipe says."""
+    run_finetune(recipe_for(teacher_folder, data, seeds=[0, 1], epochs=1), tmp_path / "run")
+    assert evaluate(tmp_path / "run", split="dev")["seeds"] == [0, 1]
+    (tmp_path / "run/seed-1/model/comet.json").unlink()
+    with pytest.raises(ValueError, match=r"--run: .* holds no model of seed 1 yet; go on with"):
+        evaluate(tmp_path / "run", split="dev")
+
+
+def test_several_seeds_of_tfidf_are_refused(data):
+    with pytest.raises(ValueError, match=r"run\.seeds: got \[0, 1\], expected one, as .*tfidf"):
+        recipe_for("tfidf", data, seeds=[0, 1])
+
+
 def test_options_of_a_model_are_refused_beside_tfidf(data):
     with pytest.raises(
         ValueError, match=r"optimisation\.epochs: got 3, expected nothing, as model.model is tfidf"
@@ -346,3 +361,6 @@ def test_the_rate_follows_from_the_width_unless_it_is_given():
     recipe = FinetuneRecipe.__dataclass_fields__["optimisation"].default_factory()
     rates = [recipe.resolved(100, width).learning_rate for width in (1024, 512, 256, 64)]
     assert rates == pytest.approx([2e-5, 8e-5, 3.2e-4, 5e-4])
+    assert recipe.resolved(100, 64).embedding_learning_rate is None
+    faster = replace(recipe, learning_rate=1e-3, embedding_learning_rate=5e-3).resolved(100, 64)
+    assert (faster.learning_rate, faster.embedding_learning_rate) == (1e-3, 5e-3)

@@ -129,7 +129,13 @@ def test_memory_that_ran_out_is_recognised():
 
 
 def test_within_a_run_it_ends_with_advice():
-    with pytest.raises(ValueError, match=r"^out of memory; .*--fused"), explained(recipe(), PAPER):
+    with (
+        pytest.raises(ValueError, match=r"^out of memory; .*--fused"),
+        explained(lambda: advice(recipe(), PAPER)),
+    ):
         torch.empty(2**60, dtype=torch.uint8)
-    with pytest.raises(RuntimeError, match="shapes differ"), explained(recipe(), PAPER):
+    with (
+        pytest.raises(RuntimeError, match="shapes differ"),
+        explained(lambda: advice(recipe(), PAPER)),
+    ):
         raise RuntimeError("shapes differ")

@@ -62,6 +62,23 @@ def test_muon_takes_the_matrices_of_the_layers_and_nothing_else(architecture):
     assert adamw == set(names.values()) - muon
 
 
+@pytest.mark.parametrize("architecture", ["xlm-r", "bert", "electra", "modernbert"])
+def test_input_embeddings_may_have_a_rate_of_their_own(architecture):
+    model = tiny_model(architecture)
+    recipe = OptimisationRecipe(
+        learning_rate=1e-3, embedding_learning_rate=1e-2, steps=10, warmup_steps=1
+    )
+    groups = make_optimizers(model, recipe)["adamw"].param_groups
+    rates = {id(value): group["lr"] for group in groups for value in group["params"]}
+    embeddings = {
+        id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)
+    }
+    assert {key for key, rate in rates.items() if rate == 1e-2} == embeddings
+    assert set(rates.values()) == {1e-2, 1e-3}
+    assert all(group["initial_lr"] == group["lr"] for group in groups)
+    assert len(rates) == len(list(model.parameters()))
+
+
 def test_rates_rise_and_fall_linearly():
     factors = [warmup_and_decay(step, 2, 6) for step in range(6)]
     assert factors == [0, 0.5, 1, 0.75, 0.5, 0.25]
