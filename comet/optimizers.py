@@ -32,7 +32,8 @@ def make_optimizers(
             [
                 {"params": values, "lr": lr, "weight_decay": decay}
                 for (lr, decay), values in sorted(groups.items(), key=lambda one: -one[0][1])
-            ]
+            ],
+            fused=True,  # on two cores a fifth of the time of the loop over tensors
         )
     }
     if rate is not None and muon:
