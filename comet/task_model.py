@@ -182,7 +182,7 @@ def make_task_model(
             id2label=dict(enumerate(task.labels)),
             label2id={label: number for number, label in enumerate(task.labels)},
         )
-    _set_dropout(config, recipe.dropout)
+    _set_dropout(config, recipe)
     if type(config) not in _AUTO[task.kind]._model_mapping:
         raise ValueError(f"--model: a {config.model_type} model has no {task.kind} classifier")
     if recipe.initial == "random":
@@ -236,10 +236,11 @@ def _no_loading_report() -> Iterator[None]:
         transformers.utils.logging.set_verbosity(before)
 
 
-def _set_dropout(config: PreTrainedConfig, dropout: float) -> None:
+def _set_dropout(config: PreTrainedConfig, recipe: TunedModelRecipe) -> None:
+    attention = recipe.dropout if recipe.attention_dropout is None else recipe.attention_dropout
     for name in (*DROPOUTS, "classifier_dropout"):
         if hasattr(config, name):
-            setattr(config, name, dropout)
+            setattr(config, name, attention if name.startswith("attention") else recipe.dropout)
 
 
 def sizes(model: PreTrainedModel) -> dict[str, int]:

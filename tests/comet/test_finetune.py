@@ -19,7 +19,9 @@ from comet.finetune import finetune as run_finetune
 from comet.finetune import main as finetune_main
 from comet.finetune_recipe import FinetuneRecipe
 from comet.predictions import read_predictions
-from comet.task_model import load_tuned, read_card
+from comet.students import load_tokenizer
+from comet.task_model import load_tuned, make_task_model, read_card
+from comet.tasks import open_task
 from comet.tuned_runs import member_folder
 
 
@@ -314,11 +316,27 @@ def test_random_weights_in_the_shape_of_a_model(teacher_folder, data, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"dropout": 0.3}, (0.3, 0.3, 0.3)),
+        ({"dropout": 0.3, "attention_dropout": 0}, (0.3, 0, 0.3)),
+    ],
+)
+def test_dropout_of_hidden_states_attention_and_classifier(teacher_folder, data, given, expected):
+    recipe = recipe_for(teacher_folder, data, **given)
+    task = open_task(recipe.task, "train").task
+    config = make_task_model(recipe.model, task, load_tokenizer(str(teacher_folder))).config
+    found = (config.hidden_dropout_prob, config.attention_probs_dropout_prob)
+    assert (*found, config.classifier_dropout) == expected
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"alpha": 0.7}, "objective.alpha: got 0.7, expected nothing, unless --teacher"),
         ({"label_weight": 0.0}, "objective.label_weight: got 0.0, expected a number above 0"),
         ({"seeds": [1, 1]}, "run.seeds: got"),
+        ({"attention_dropout": 1.0}, "model.attention_dropout: got 1.0, expected 0 or more and"),
         ({"max_length": 100}, "model.max_length: got 100, but the model has positions for 64"),
         ({"languages": ["hau", "xho"]}, "has no train file (.tsv, .csv, .jsonl) for xho"),
     ],
