@@ -261,7 +261,8 @@ def score_table(scores: Mapping[str, Any]) -> str:
             if name in ("macro_f1", "accuracy", "precision", "recall")
         ),
     ]
-    head = f"{scores['system']}, {scores['split']}, {len(scores['seeds'])} seed(s), %"
+    count = len(scores["seeds"])
+    head = f"{scores['system']}, {scores['split']}, {count} seed{'s' * (count > 1)}, %"
     lines = [
         head,
         f"{'':12}{'examples':>9}  {measure:<26}"

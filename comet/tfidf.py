@@ -66,10 +66,13 @@ class TfidfModel:
 
         vectorizer = TfidfVectorizer(**_NGRAMS, min_df=_LEAST_TEXTS)
         present = sorted(set(labels))
-        if len(present) < 2 or len(texts) != len(labels):
+        if len(texts) != len(labels):
+            raise ValueError(f"tfidf: got {len(texts)} texts and {len(labels)} labels")
+        if len(present) < 2:
+            spoken = f" of {', '.join(self.languages)}" if self.languages else ""
+            only = "".join(f", all labelled {self.labels[label]}" for label in present)
             raise ValueError(
-                f"tfidf: got {len(texts)} texts and {len(labels)} labels, {len(present)} different ones, expected as "
-                "many texts as labels, and two different labels or more"
+                f"tfidf: got {len(texts)} texts{spoken}{only}; expected two different labels or more"
             )
         try:
             features = vectorizer.fit_transform(texts)

@@ -66,7 +66,7 @@ def test_what_cannot_be_fitted_or_loaded_ends_with_one_clear_line(tmp_path):
     cases = [
         (lambda: model.predict_proba(["a"]), "tfidf: the model is not fitted"),
         (lambda: model.save(tmp_path / "x"), "tfidf: the model is not fitted"),
-        (lambda: model.fit(["ab", "cd"], [1, 1]), "1 different ones, expected"),
+        (lambda: model.fit(["ab", "cd"], [1, 1]), "2 texts, all labelled .*; expected two"),
         (lambda: model.fit(["ab", "cd"], [0, 1, 1]), "2 texts and 3 labels"),
         (lambda: model.fit(["ab", "cd"], [0, 1]), "no sequence of characters occurs in 2 of the 2"),
         (lambda: TfidfModel.load(tmp_path), "--model: .* holds no TF-IDF model"),
