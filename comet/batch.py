@@ -71,6 +71,7 @@ class Batch:
         tokens: how many tokens are real.
         squared_lengths: Σ_b n_b², the number of real pairs of tokens.
         teacher: what the teacher said to this batch, where that comes from a cache.
+        soft_labels: `[B, L]` float32, the probability of each label of a sequence, where those are imitated.
     """
 
     input_ids: Tensor
@@ -82,6 +83,7 @@ class Batch:
     tokens: int
     squared_lengths: int
     teacher: TeacherOutputs | None = None
+    soft_labels: Tensor | None = None
 
     @property
     def counts(self) -> Counts:
@@ -137,6 +139,7 @@ def piece_of(batch: Batch, rows: slice) -> Batch:
         tokens=sum(lengths),
         squared_lengths=sum(n * n for n in lengths),
         teacher=None if batch.teacher is None else _outputs_of(batch.teacher, rows, matched_N),
+        soft_labels=None if batch.soft_labels is None else batch.soft_labels[rows],
     )
 
 

@@ -5,6 +5,7 @@ seed-0[/hau]/                 a run folder of its own: metrics, scores on dev, c
 seed-0[/hau]/model/           the model that did best on dev, with its tokenizer and comet.json
 predictions/dev/seed-0.jsonl  what it says to the dev split
 scores-dev.json               how good that is
+floor.safetensors             what TF-IDF says of the train split, where objective.floor_weight asks for it
 
 The test split is not read: `python -m comet.evaluate` does that, once.
 """
@@ -14,9 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from comet.configuration import parse_command, run_command
+from comet.durable import replace_file
 from comet.evaluation import evaluate_run, only, score_table
 from comet.fine_tuned import find_model
 from comet.finetune_recipe import TFIDF, FinetuneRecipe
@@ -27,11 +31,12 @@ from comet.students import load_tokenizer
 from comet.task_model import ModelCard, Tuned, load_tuned
 from comet.task_predict import measured, tfidf_answers
 from comet.task_run import PROGRAM, TunedData, tune
-from comet.tasks import TaskData, open_task
+from comet.tasks import Example, TaskData, open_task
 from comet.tasks.task import problem_table
-from comet.tfidf import TfidfModel
+from comet.tfidf import TfidfModel, cross_fitted
 from comet.tuned_runs import MODEL, is_done, member_folder
 
+FLOOR = "floor.safetensors"
 SHORTCUTS = {
     "--model": "model.model",
     "--initial": "model.initial",
@@ -118,6 +123,7 @@ def _tune_all(
 ) -> None:
     """Every seed and, if each language has its own model, every language; what is done is left alone."""
     accelerator = make_accelerator(recipe.optimisation.precision)
+    floor = on_main(lambda: _floor(folder, train)) if recipe.objective.floor_weight else None
     groups = (
         [[name] for name in train.languages] if recipe.run.per_language else [list(train.languages)]
     )
@@ -128,7 +134,7 @@ def _tune_all(
             if on_main(partial(is_done, its)):
                 say(f"\n{its}: done before")
                 continue
-            data = TunedData(only(train, languages), only(dev, languages), tokenizer)
+            data = TunedData(only(train, languages), only(dev, languages), tokenizer, floor)
             teacher = _teacher(recipe, data, teachers)
             try:
                 tune(recipe.member(seed, languages), its, data, accelerator, teacher)
@@ -172,6 +178,28 @@ def _teacher(recipe: FinetuneRecipe, data: TunedData, known: dict[Path, Tuned]) 
     return teacher
 
 
+def _floor(folder: Path, train: TaskData) -> dict[str, np.ndarray]:
+    """What cross-fitted TF-IDF models say of the train split; kept in the run folder, so that resuming is exact."""
+    path = folder / FLOOR
+    if path.is_file():
+        return load_file(path)
+    say(f"floor    fitting TF-IDF to {', '.join(train.languages)}")
+    found = {
+        language: cross_fitted(
+            [str(one.text) for one in examples], _labels(examples), train.task.labels
+        ).astype(np.float32)
+        for language, examples in train.splits.items()
+    }
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(found, partial)
+    replace_file(partial, path)
+    return found
+
+
+def _labels(examples: Sequence[Example]) -> list[int]:
+    return [one.label for one in examples if isinstance(one.label, int)]
+
+
 def _fit_tfidf(recipe: FinetuneRecipe, folder: Path, train: TaskData, dev: TaskData) -> None:
     """A TF-IDF model for each language; nothing in it is random, so that one seed says it all."""
     seed = recipe.run.seeds[0]
@@ -179,8 +207,7 @@ def _fit_tfidf(recipe: FinetuneRecipe, folder: Path, train: TaskData, dev: TaskD
         its = member_folder(folder, seed, language) / MODEL
         examples = train.splits[language]
         model = TfidfModel(train.task.labels, [language])
-        labels = [one.label for one in examples if isinstance(one.label, int)]
-        model.fit([str(one.text) for one in examples], labels)
+        model.fit([str(one.text) for one in examples], _labels(examples))
         found = measured(train.task, tfidf_answers(model, dev.splits[language]))
         model.save(its)
         ModelCard(

@@ -68,11 +68,15 @@ class TunedTeacherRecipe:
 
 @dataclass(frozen=True)
 class TaskObjectiveRecipe:
-    """L = label_weight · L_labels + α · L_kd + (1 − α) · L_att, the latter two with a teacher only."""
+    """L = label_weight · L_labels + floor_weight · L_floor, and with a teacher + α · L_kd + (1 − α) · L_att."""
 
     label_weight: float = option(1.0, "weight of the cross-entropy of the labels")
     class_weights: Literal["none", "balanced"] = option(
         "none", "balanced: a label counts N / (labels · its number) in the cross-entropy"
+    )
+    floor_weight: float = option(
+        0.0,
+        "weight of the KL to TF-IDF models, each fitted without the fold that it labels; 0: none",
     )
     alpha: float = option(0.5, "weight of the softened KL; the attention term has 1 − α")
     temperature: float = option(2.0, "softens both distributions of the KL")
@@ -89,7 +93,8 @@ class TaskObjectiveRecipe:
     fused: bool = option(False, "the fused kernels instead of plain torch")
 
     def __post_init__(self) -> None:
-        require(self.label_weight >= 0, "objective.label_weight", self.label_weight, "0 or more")
+        for name in ("label_weight", "floor_weight"):
+            require(getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), "0 or more")
         self.matching()
 
     def matching(self) -> ObjectiveRecipe:
@@ -230,13 +235,13 @@ class FinetuneRecipe:
                     "nothing, unless --teacher names a fine-tuned model",
                 )
             require(
-                self.objective.label_weight > 0,
+                self.objective.label_weight > 0 or self.objective.floor_weight > 0,
                 "objective.label_weight",
                 self.objective.label_weight,
                 "a number above 0, as there is no teacher",
             )
         require(
-            self.objective.label_weight > 0 or self.objective.alpha > 0,
+            max(self.objective.label_weight, self.objective.floor_weight, self.objective.alpha) > 0,
             "objective.alpha",
             "0 with objective.label_weight 0",
             "one of them above 0: attention alone does not train the classifier",
@@ -248,6 +253,12 @@ class FinetuneRecipe:
                 self.objective.class_weights,
                 "none, as objective.label_weight is 0",
             )
+        require(
+            self.objective.floor_weight == 0 or not self.task.is_token,
+            "objective.floor_weight",
+            self.objective.floor_weight,
+            "0, as TF-IDF knows nothing of words and their tags",
+        )
         if self.model.model == TFIDF:
             self._require_fit_for_tfidf()
 

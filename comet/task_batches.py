@@ -33,6 +33,7 @@ class Row:
         example: which one this is of, its place in the list that was encoded.
         items: which of that example's labels these are: 0 for a text, the words of a sentence otherwise.
         language: its place in the list of languages.
+        soft: the probability of each label, `[L]`, where those are imitated.
     """
 
     ids: Sequence[int]
@@ -41,6 +42,7 @@ class Row:
     example: int
     items: Sequence[int]
     language: int
+    soft: np.ndarray | None = None
 
 
 def encode(
@@ -135,6 +137,7 @@ def collate(rows: Sequence[Row], padding: int) -> Batch:
     for line, row in zip(labels, rows, strict=True):
         line[list(row.positions)] = row.labels
     positions = _tensor(np.flatnonzero(labels != IGNORED_LABEL))
+    soft = [row.soft for row in rows if row.soft is not None]
     return Batch(
         input_ids=_tensor(ids),
         mask=None if real.all() else _tensor(real),
@@ -144,6 +147,7 @@ def collate(rows: Sequence[Row], padding: int) -> Batch:
         languages=_tensor(np.array([row.language for row in rows])),
         tokens=int(lengths.sum()),
         squared_lengths=int((lengths**2).sum()),
+        soft_labels=None if not soft else _tensor(np.stack(soft).astype(np.float32)),
     )
 
 

@@ -1,8 +1,9 @@
 """The objective of fine-tuning: cross-entropy of the labels; with a teacher, softened KL and a distance of attention.
 
-    L = label_weight · L_labels + α · L_kd + (1 − α) · L_att          the latter two with a teacher only
+    L = label_weight · L_labels + floor_weight · L_floor + α · L_kd + (1 − α) · L_att     the latter two with a teacher
 
     L_labels = mean over labelled positions n of w[y_n] · (−log softmax(s_n)[y_n])
+    L_floor  = mean over them of KL(p_n ‖ softmax(s_n)), p_n of a TF-IDF model that was fitted without n
     L_kd     = mean over them of T² · KL(softmax(t_n / T) ‖ softmax(s_n / T))                     Hinton et al., 2015
     L_att    = as in `objective.py`
 
@@ -112,36 +113,49 @@ class TaskLearner(nn.Module):
             totals: the counts of the whole step; None where the batch is all of it.
 
         Returns:
-            `terms` has `labels`, `kd` and `attention` where there is a teacher and their weight is not 0; `by_language`
-            is of the cross-entropy, or of the KL without T² where the labels have no weight.
+            `terms` has `labels`, `floor`, `kd` and `attention` where their weight is not 0, or nothing where there are
+            but labels; `by_language` is of the cross-entropy, or of the KL to the teacher, without T², where the labels
+            have no weight.
         """
         totals = total_counts([batch]) if totals is None else totals
         logits_NL, attention = self.encoder(batch)
         logits_NL = logits_NL.float()
-        recipe = self.recipe
+        weights = {
+            "labels": self.recipe.label_weight,
+            "floor": self.recipe.floor_weight,
+            "kd": self.recipe.alpha,
+            "attention": 1 - self.recipe.alpha,
+        }
         terms: dict[str, Tensor] = {}
-        weights = {"labels": recipe.label_weight, "kd": recipe.alpha, "attention": 1 - recipe.alpha}
         of_labels, losses_N = self._predict_labels(logits_NL, batch, totals)
-        by_language = sums_by_language(losses_N, batch, self.languages)
-        if self.teacher is None:
-            return StepLosses(recipe.label_weight * of_labels, {}, by_language)
         if weights["labels"]:
             terms["labels"] = of_labels
-        theirs_NL, outputs = self.teacher.read(batch)
-        if weights["kd"]:
-            mean, kl_N = self.ops.softened_kl(
-                logits_NL, theirs_NL.float(), recipe.temperature, return_kl=True
-            )
-            terms["kd"] = mean * (len(batch.kd_positions) / totals.matched)
-            if not weights["labels"]:
-                by_language = sums_by_language(kl_N.detach(), batch, self.languages)
-        if weights["attention"]:
-            assert attention is not None
-            terms["attention"] = match_attention(
-                attention, outputs, batch, totals, self.matching, self.projection, self.ops
-            )
+        if weights["floor"]:
+            terms["floor"] = self._imitate_floor(logits_NL, batch, totals)
+        if self.teacher is not None:
+            theirs_NL, outputs = self.teacher.read(batch)
+            if weights["kd"]:
+                mean, kl_N = self.ops.softened_kl(
+                    logits_NL, theirs_NL.float(), self.recipe.temperature, return_kl=True
+                )
+                terms["kd"] = mean * (len(batch.kd_positions) / totals.matched)
+                losses_N = losses_N if weights["labels"] else kl_N.detach()
+            if weights["attention"]:
+                assert attention is not None
+                terms["attention"] = match_attention(
+                    attention, outputs, batch, totals, self.matching, self.projection, self.ops
+                )
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        return StepLosses(total, terms, by_language)
+        return StepLosses(
+            total,
+            {} if terms.keys() == {"labels"} else terms,
+            sums_by_language(losses_N, batch, self.languages),
+        )
+
+    def _imitate_floor(self, logits_NL: Tensor, batch: Batch, totals: Counts) -> Tensor:
+        """The share of the mean KL to the soft labels."""
+        assert batch.soft_labels is not None, "one label a sequence, so N = B"
+        return _kl_to(batch.soft_labels, logits_NL) / totals.masked
 
     def _predict_labels(
         self, logits_NL: Tensor, batch: Batch, totals: Counts
@@ -153,6 +167,11 @@ class TaskLearner(nn.Module):
         if self.class_weights is not None:
             weighted_N = losses_N * self.class_weights[labels_N]
         return weighted_N.sum() / totals.masked, losses_N.detach()
+
+
+def _kl_to(soft_NL: Tensor, logits_NL: Tensor) -> Tensor:
+    """Σ_n KL(p_n ‖ softmax(s_n)); a label of probability 0 counts nothing."""
+    return nn.functional.kl_div(logits_NL.log_softmax(-1), soft_NL, reduction="sum")
 
 
 def balanced_weights(labels: Sequence[int], count: int) -> Tensor:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
@@ -89,15 +90,21 @@ class TunedData:
         train: the train split.
         dev: the dev split of the same languages.
         tokenizer: the model's.
+        floor: language → `[N, L]`, what TF-IDF says of the train split without having seen it; None where nobody asks.
     """
 
     train: TaskData
     dev: TaskData
     tokenizer: PreTrainedTokenizerFast
+    floor: Mapping[str, np.ndarray] | None = None
 
     def rows(self, max_length: int) -> list[Row]:
         """The train split as the model reads it."""
-        return encode(self.train.examples, self.tokenizer, max_length, self.train.languages)
+        rows = encode(self.train.examples, self.tokenizer, max_length, self.train.languages)
+        if self.floor is None:
+            return rows
+        soft = np.concatenate([self.floor[language] for language in self.train.languages])
+        return [replace(row, soft=soft[row.example]) for row in rows]
 
 
 def tune(

@@ -7,6 +7,7 @@ N-grams of 2 to 5 characters within words that occur in 2 texts or more; 1 + log
 
 import json
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,3 +165,35 @@ class TfidfModel:
 def is_tfidf(folder: Path) -> bool:
     """Whether a folder holds such a model."""
     return (folder / SETTINGS).is_file()
+
+
+def cross_fitted(
+    texts: Sequence[str], labels: Sequence[int], names: Sequence[str], folds: int = 4
+) -> NDArray[np.float64]:
+    """What models say of texts they were not fitted on: each fold is labelled by a model of the others.
+
+    Args:
+        texts: of one language.
+        labels: the number of each text's label.
+        names: the labels.
+        folds: how many; each holds every label in proportion.
+
+    Returns:
+        `[N, L]`, the probability of each label.
+
+    Raises:
+        ValueError: fewer texts than folds, or too few for a model.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    if len(texts) < folds:
+        raise ValueError(f"tfidf: got {len(texts)} texts, expected {folds} or more to cross-fit")
+    found = np.zeros((len(texts), len(names)))
+    cut = StratifiedKFold(folds, shuffle=True, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a label with fewer texts than folds
+        places = list(cut.split(texts, labels))
+    for others, own in places:
+        model = TfidfModel(names).fit([texts[n] for n in others], [labels[n] for n in others])
+        found[own] = model.predict_proba([texts[n] for n in own])
+    return found

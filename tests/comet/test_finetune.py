@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file as load_numpy
+from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
 from tiny_tasks import recipe_for, write_entities, write_sentiment
@@ -302,6 +304,33 @@ def test_words_are_tagged_and_measured_by_entity(teacher_folder, tmp_path):
     assert math.isfinite(found["retention"]["raw"]["mean"])
     with pytest.raises(ValueError, match="tfidf for tags of words"):
         evaluate(tmp_path / "student", floor="tfidf")
+
+
+def test_the_floor_teaches_and_says_the_same_after_a_resume(teacher_folder, data, tmp_path):
+    recipe = recipe_for(teacher_folder, data, floor_weight=0.7, epochs=1)
+    run_finetune(recipe, tmp_path / "run")
+    kept = load_numpy(tmp_path / "run/floor.safetensors")
+    assert {name: found.shape for name, found in kept.items()} == {
+        "hau": (120, 3),
+        "swa": (120, 3),
+    }
+    logged = lines(tmp_path / "run/seed-0/metrics.jsonl")[0]
+    assert {"labels", "floor"} <= logged.keys()
+    shutil.rmtree(tmp_path / "run/seed-0")
+    (tmp_path / "run/run.json").write_text('{"state": "interrupted"}')
+    save_numpy(
+        {name: found[:, ::-1].copy() for name, found in kept.items()},
+        tmp_path / "run/floor.safetensors",
+    )
+    run_finetune(recipe, tmp_path / "run", resume=True)
+    assert lines(tmp_path / "run/seed-0/metrics.jsonl")[0]["floor"] != logged["floor"]
+
+
+def test_words_have_no_floor(teacher_folder, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"objective\.floor_weight: got 1\.0, expected 0, as TF-IDF"
+    ):
+        recipe_for(teacher_folder, tmp_path, task="masakhaner", floor_weight=1.0)
 
 
 def test_random_weights_in_the_shape_of_a_model(teacher_folder, data, tmp_path):

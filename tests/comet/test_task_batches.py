@@ -1,5 +1,7 @@
 import itertools
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny_tasks import rows_for
@@ -80,6 +82,20 @@ def test_a_batch_pads_to_its_longest_row_and_marks_what_is_labelled():
         10,
     )
     assert collate([rows[0], rows[0]], padding=1).mask is None
+
+
+def test_soft_labels_stay_with_their_rows():
+    rows = [
+        replace(row, soft=np.full(3, float(number)))
+        for number, row in enumerate(rows_for("sequence", 40))
+    ]
+    number_of = {tuple(row.ids): number for number, row in enumerate(rows)}
+    for pieces in steps_of(TaskBatches(rows, 1, batch_size=8, seed=0, accumulation=2), 5):
+        for piece in pieces:
+            ids = [tuple(line[line != 1].tolist()) for line in piece.input_ids]
+            assert piece.soft_labels.dtype == torch.float32
+            assert piece.soft_labels[:, 1].tolist() == [number_of[one] for one in ids]
+    assert collate(rows_for("sequence", 3), padding=1).soft_labels is None
 
 
 def steps_of(batches, count):

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,6 +147,40 @@ def test_labels_without_weight_are_no_term_and_the_kl_is_told_by_language():
     torch.testing.assert_close(
         found.by_language[0].sum() / found.by_language[1].sum(), found.terms["kd"] / 4
     )
+
+
+def soft_batch(count=9):
+    soft = torch.rand(count, 3, generator=torch.Generator().manual_seed(4)).double()
+    soft[0] = torch.tensor([0.0, 1.0, 0.0])  # a label that was never seen has no probability
+    return replace(batch_for("sequence", count), soft_labels=(soft / soft.sum(1, True)).float())
+
+
+def test_soft_labels_are_imitated_by_their_kl_beside_whatever_else_teaches():
+    recipe = TaskObjectiveRecipe(label_weight=0.4, floor_weight=0.6)
+    batch = soft_batch()
+    encoder = TaskEncoder(task_model("xlm-r", "sequence"))
+    found = TaskLearner(encoder, recipe, comet_kernels.reference, languages=2)(batch)
+    logs = log_softmax(encoder(batch)[0].double(), -1)
+    soft = batch.soft_labels.double()
+    kl = (torch.xlogy(soft, soft) - soft * logs).sum(1).mean()
+    labels = -logs[torch.arange(9), batch.labels[:, 0]].mean()
+    assert list(found.terms) == ["labels", "floor"]
+    assert relative_rms(found.terms["floor"], kl) < 1e-5
+    assert relative_rms(found.total, 0.4 * labels + 0.6 * kl) < 1e-5
+    with_teacher = learner_for("sequence", TaskObjectiveRecipe(floor_weight=0.6))(batch)
+    assert list(with_teacher.terms) == ["labels", "floor", "kd", "attention"]
+    alone = TaskObjectiveRecipe(label_weight=0.0, floor_weight=0.6)
+    learner = TaskLearner(encoder, alone, comet_kernels.reference, languages=2)
+    assert list(learner(batch).terms) == ["floor"]
+
+
+def test_pieces_of_a_step_have_their_own_soft_labels():
+    recipe = TaskObjectiveRecipe(floor_weight=0.6)
+    learner, batch = learner_for("sequence", recipe), soft_batch()
+    whole = learner(batch).terms["floor"]
+    pieces = [piece_of(batch, slice(number, None, 3)) for number in range(3)]
+    shares = [learner(piece, total_counts(pieces)).terms["floor"] for piece in pieces]
+    assert relative_rms(sum(shares), whole) < 1e-5
 
 
 def test_the_teacher_neither_learns_nor_is_saved():

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from comet.tasks import TaskRecipe, open_task
-from comet.tfidf import TfidfModel, is_tfidf
+from comet.tfidf import TfidfModel, cross_fitted, is_tfidf
 from comet.toy import toy_sentences
 
 LABELS = ("hausa", "igbo", "swahili")
@@ -59,6 +59,22 @@ def test_it_learns_and_fitting_twice_gives_the_same():
     found = fitted().predict_proba(TEXTS)
     assert np.mean(found.argmax(1) == NUMBERS) > 0.95
     assert (fitted().predict_proba(TEXTS) == found).all()
+
+
+def test_a_text_is_labelled_by_models_that_have_not_seen_it():
+    """Labels are put on at random: whoever has seen a text knows its label, whoever has not cannot."""
+    random = np.random.default_rng(0)
+    texts = ["".join(random.choice(list("abcdefgh"), 30)) for _ in range(120)]
+    labels = random.integers(3, size=120).tolist()
+    seen = TfidfModel(LABELS).fit(texts, labels).predict_proba(texts)
+    found = cross_fitted(texts, labels, LABELS)
+    assert found.shape == (120, 3)
+    assert np.allclose(found.sum(1), 1)
+    assert np.mean(seen.argmax(1) == labels) > 0.95
+    assert np.mean(found.argmax(1) == labels) < 0.5
+    assert (cross_fitted(texts, labels, LABELS) == found).all()
+    with pytest.raises(ValueError, match="tfidf: got 3 texts, expected 4 or more to cross-fit"):
+        cross_fitted(texts[:3], labels[:3], LABELS)
 
 
 def test_what_cannot_be_fitted_or_loaded_ends_with_one_clear_line(tmp_path):
