@@ -15,15 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from comet.configuration import parse_command, run_command
-from comet.durable import replace_file
 from comet.evaluation import evaluate_run, only, score_table
 from comet.fine_tuned import find_model
 from comet.finetune_recipe import TFIDF, FinetuneRecipe
+from comet.floor import FLOOR, Lessons, fit_floor, load_floor, save_floor
 from comet.interruption import Interrupted
 from comet.processes import make_accelerator, on_main, say
 from comet.runs import RunFolder, resolve
@@ -31,12 +29,11 @@ from comet.students import load_tokenizer
 from comet.task_model import ModelCard, Tuned, load_tuned
 from comet.task_predict import measured, tfidf_answers
 from comet.task_run import PROGRAM, TunedData, tune
-from comet.tasks import Example, TaskData, open_task
+from comet.tasks import TaskData, open_task
 from comet.tasks.task import problem_table
-from comet.tfidf import TfidfModel, cross_fitted
+from comet.tfidf import TfidfModel
 from comet.tuned_runs import MODEL, is_done, member_folder
 
-FLOOR = "floor.safetensors"
 SHORTCUTS = {
     "--model": "model.model",
     "--initial": "model.initial",
@@ -123,7 +120,9 @@ def _tune_all(
 ) -> None:
     """Every seed and, if each language has its own model, every language; what is done is left alone."""
     accelerator = make_accelerator(recipe.optimisation.precision)
-    floor = on_main(lambda: _floor(folder, train)) if recipe.objective.floor_weight else None
+    floor = (
+        on_main(lambda: _floor(recipe, folder, train)) if recipe.objective.floor_weight else None
+    )
     groups = (
         [[name] for name in train.languages] if recipe.run.per_language else [list(train.languages)]
     )
@@ -178,26 +177,15 @@ def _teacher(recipe: FinetuneRecipe, data: TunedData, known: dict[Path, Tuned]) 
     return teacher
 
 
-def _floor(folder: Path, train: TaskData) -> dict[str, np.ndarray]:
-    """What cross-fitted TF-IDF models say of the train split; kept in the run folder, so that resuming is exact."""
+def _floor(recipe: FinetuneRecipe, folder: Path, train: TaskData) -> dict[str, Lessons]:
+    """What the floor teaches; kept in the run folder, so that resuming is exact."""
     path = folder / FLOOR
     if path.is_file():
-        return load_file(path)
+        return load_floor(train, path)
     say(f"floor    fitting TF-IDF to {', '.join(train.languages)}")
-    found = {
-        language: cross_fitted(
-            [str(one.text) for one in examples], _labels(examples), train.task.labels
-        ).astype(np.float32)
-        for language, examples in train.splits.items()
-    }
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(found, partial)
-    replace_file(partial, path)
+    found = fit_floor(train, recipe.objective.floor_mixtures)
+    save_floor(found, path)
     return found
-
-
-def _labels(examples: Sequence[Example]) -> list[int]:
-    return [one.label for one in examples if isinstance(one.label, int)]
 
 
 def _fit_tfidf(recipe: FinetuneRecipe, folder: Path, train: TaskData, dev: TaskData) -> None:
@@ -207,7 +195,8 @@ def _fit_tfidf(recipe: FinetuneRecipe, folder: Path, train: TaskData, dev: TaskD
         its = member_folder(folder, seed, language) / MODEL
         examples = train.splits[language]
         model = TfidfModel(train.task.labels, [language])
-        model.fit([str(one.text) for one in examples], _labels(examples))
+        labels = [one.label for one in examples if isinstance(one.label, int)]
+        model.fit([str(one.text) for one in examples], labels)
         found = measured(train.task, tfidf_answers(model, dev.splits[language]))
         model.save(its)
         ModelCard(

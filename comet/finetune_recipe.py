@@ -78,6 +78,10 @@ class TaskObjectiveRecipe:
         0.0,
         "weight of the KL to TF-IDF models, each fitted without the fold that it labels; 0: none",
     )
+    floor_mixtures: float = option(
+        0.0,
+        "for each text of the train split, so many made of two texts' halves, which the floor alone labels",
+    )
     alpha: float = option(0.5, "weight of the softened KL; the attention term has 1 − α")
     temperature: float = option(2.0, "softens both distributions of the KL")
     attention_loss: Literal["mse", "kl", "relation"] = option(
@@ -93,8 +97,14 @@ class TaskObjectiveRecipe:
     fused: bool = option(False, "the fused kernels instead of plain torch")
 
     def __post_init__(self) -> None:
-        for name in ("label_weight", "floor_weight"):
+        for name in ("label_weight", "floor_weight", "floor_mixtures"):
             require(getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), "0 or more")
+        require(
+            self.floor_mixtures == 0 or self.floor_weight > 0,
+            "objective.floor_mixtures",
+            self.floor_mixtures,
+            "0, unless objective.floor_weight lets the floor teach",
+        )
         self.matching()
 
     def matching(self) -> ObjectiveRecipe:

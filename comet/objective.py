@@ -201,10 +201,14 @@ def match_attention(
     return squares / (totals.tokens if recipe.attention_reduction == "row" else totals.pairs)
 
 
-def sums_by_language(values_N: Tensor, batch: Batch, languages: int) -> Tensor:
-    """`[2, L]`: sums over each language's matched tokens, and how many those are; without atomics."""
+def sums_by_language(
+    values_N: Tensor, batch: Batch, languages: int, counted_N: Tensor | None = None
+) -> Tensor:
+    """`[2, L]`: sums over each language's matched tokens (or those that count), and how many; without atomics."""
     rows_N = batch.kd_positions // batch.input_ids.shape[1]
     member_NL = nn.functional.one_hot(batch.languages[rows_N], languages).to(values_N.dtype)
+    if counted_N is not None:
+        member_NL = member_NL * counted_N[:, None]
     return torch.stack([values_N @ member_NL, member_NL.sum(0)])
 
 

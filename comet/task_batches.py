@@ -1,7 +1,7 @@
 """From labelled examples to batches: tokenised once, grouped by length, in an order that the seed and the epoch give.
 
 A text is one sequence, labelled at its first token. A sentence of words is one too, or several where it is long;
-each word is labelled at its first piece. Elsewhere labels are −100.
+each word is labelled at its first piece. Elsewhere labels are −100, as for a text that is there to be imitated on.
 """
 
 import itertools
@@ -29,7 +29,7 @@ class Row:
     Attributes:
         ids: of its tokens, special ones included.
         positions: of the labelled ones.
-        labels: of those.
+        labels: of those; −100 for a text that has none.
         example: which one this is of, its place in the list that was encoded.
         items: which of that example's labels these are: 0 for a text, the words of a sentence otherwise.
         language: its place in the list of languages.
@@ -136,13 +136,14 @@ def collate(rows: Sequence[Row], padding: int) -> Batch:
     labels = np.full(real.shape, IGNORED_LABEL, dtype=np.int64)
     for line, row in zip(labels, rows, strict=True):
         line[list(row.positions)] = row.labels
-    positions = _tensor(np.flatnonzero(labels != IGNORED_LABEL))
+    length = real.shape[1]
+    positions = [n * length + place for n, row in enumerate(rows) for place in row.positions]
     soft = [row.soft for row in rows if row.soft is not None]
     return Batch(
         input_ids=_tensor(ids),
         mask=None if real.all() else _tensor(real),
-        kd_positions=positions,
-        masked_positions=positions,
+        kd_positions=_tensor(np.array(positions, dtype=np.int64)),
+        masked_positions=_tensor(np.flatnonzero(labels != IGNORED_LABEL)),
         labels=_tensor(labels),
         languages=_tensor(np.array([row.language for row in rows])),
         tokens=int(lengths.sum()),

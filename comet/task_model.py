@@ -67,12 +67,12 @@ class TaskEncoder(nn.Module):
         return int(self.model.config.hidden_size)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Attention | None]:
-        """Logits `[N, L]` at the batch's labelled positions, and the layer's attention if one is read."""
+        """Logits `[N, L]` at the batch's matched positions, and the layer's attention if one is read."""
         sink = None if self.layer is None else AttentionSink(self.layer)
         carried = {} if sink is None else {"attention_sink": sink}
         logits = self.model(input_ids=batch.input_ids, attention_mask=batch.mask, **carried).logits
         if logits.ndim == 3:  # of every token; else of every sequence, each of which has one label
-            logits = logits.flatten(0, 1).index_select(0, batch.masked_positions)
+            logits = logits.flatten(0, 1).index_select(0, batch.kd_positions)
         return logits, None if sink is None else Attention(*sink.release())
 
 

@@ -2,9 +2,9 @@
 
     L = label_weight · L_labels + floor_weight · L_floor + α · L_kd + (1 − α) · L_att     the latter two with a teacher
 
-    L_labels = mean over labelled positions n of w[y_n] · (−log softmax(s_n)[y_n])
-    L_floor  = mean over them of KL(p_n ‖ softmax(s_n)), p_n of a TF-IDF model that was fitted without n
-    L_kd     = mean over them of T² · KL(softmax(t_n / T) ‖ softmax(s_n / T))                     Hinton et al., 2015
+    L_labels = mean over labelled texts or words n of w[y_n] · (−log softmax(s_n)[y_n])
+    L_floor  = mean over texts n, also without a label, of KL(p_n ‖ softmax(s_n)), p_n as in `floor.py`
+    L_kd     = mean over texts or words n of T² · KL(softmax(t_n / T) ‖ softmax(s_n / T))                     Hinton et al., 2015
     L_att    = as in `objective.py`
 
 Balanced weights are w[c] = N / (L · N_c) (King and Zeng, 2001), whose mean over the training labels is 1, so that the
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from comet.attention_losses import require_divisor
 from comet.batch import Batch, Counts, StepLosses, TeacherOutputs, total_counts
 from comet.finetune_recipe import TaskObjectiveRecipe
+from comet.masking import IGNORED_LABEL
 from comet.objective import match_attention, sums_by_language
 from comet.projections import Identity
 from comet.task_model import TaskEncoder
@@ -127,7 +128,9 @@ class TaskLearner(nn.Module):
             "attention": 1 - self.recipe.alpha,
         }
         terms: dict[str, Tensor] = {}
-        of_labels, losses_N = self._predict_labels(logits_NL, batch, totals)
+        labels_N = batch.labels.flatten().index_select(0, batch.kd_positions)
+        labelled_N: Tensor | None = labels_N != IGNORED_LABEL
+        of_labels, losses_N = self._predict_labels(logits_NL, labels_N, totals)
         if weights["labels"]:
             terms["labels"] = of_labels
         if weights["floor"]:
@@ -139,7 +142,8 @@ class TaskLearner(nn.Module):
                     logits_NL, theirs_NL.float(), self.recipe.temperature, return_kl=True
                 )
                 terms["kd"] = mean * (len(batch.kd_positions) / totals.matched)
-                losses_N = losses_N if weights["labels"] else kl_N.detach()
+                if not weights["labels"]:
+                    losses_N, labelled_N = kl_N.detach(), None
             if weights["attention"]:
                 assert attention is not None
                 terms["attention"] = match_attention(
@@ -149,23 +153,24 @@ class TaskLearner(nn.Module):
         return StepLosses(
             total,
             {} if terms.keys() == {"labels"} else terms,
-            sums_by_language(losses_N, batch, self.languages),
+            sums_by_language(losses_N, batch, self.languages, labelled_N),
         )
 
     def _imitate_floor(self, logits_NL: Tensor, batch: Batch, totals: Counts) -> Tensor:
         """The share of the mean KL to the soft labels."""
-        assert batch.soft_labels is not None, "one label a sequence, so N = B"
-        return _kl_to(batch.soft_labels, logits_NL) / totals.masked
+        assert batch.soft_labels is not None, "one matched position a sequence, so N = B"
+        return _kl_to(batch.soft_labels, logits_NL) / totals.matched
 
     def _predict_labels(
-        self, logits_NL: Tensor, batch: Batch, totals: Counts
+        self, logits_NL: Tensor, labels_N: Tensor, totals: Counts
     ) -> tuple[Tensor, Tensor]:
-        """The share of the mean cross-entropy, weighted, and that of every position, unweighted."""
-        labels_N = batch.labels.flatten().index_select(0, batch.masked_positions)
-        losses_N = nn.functional.cross_entropy(logits_NL, labels_N, reduction="none")
+        """The share of the mean cross-entropy, weighted, and that of every position, unweighted; 0 without a label."""
+        losses_N = nn.functional.cross_entropy(
+            logits_NL, labels_N, ignore_index=IGNORED_LABEL, reduction="none"
+        )
         weighted_N = losses_N
         if self.class_weights is not None:
-            weighted_N = losses_N * self.class_weights[labels_N]
+            weighted_N = losses_N * self.class_weights[labels_N.clamp(min=0)]
         return weighted_N.sum() / totals.masked, losses_N.detach()
 
 

@@ -17,6 +17,8 @@ import comet_kernels
 import comet_kernels.reference
 from comet.checkpoints import module_tensors, restore_module
 from comet.finetune_recipe import FinetuneRecipe
+from comet.floor import Lessons
+from comet.masking import IGNORED_LABEL
 from comet.memory_advice import explained
 from comet.processes import say
 from comet.runs import RECIPE, RunFolder
@@ -32,7 +34,7 @@ from comet.task_model import (
 )
 from comet.task_objective import TaskLearner, TaskTeacher, balanced_weights
 from comet.task_predict import SplitPredictor
-from comet.tasks import TaskData
+from comet.tasks import Example, TaskData
 from comet.trackers import Trackers
 from comet.training import Evaluation, Training, Watching
 from comet.watch import Watch
@@ -90,21 +92,31 @@ class TunedData:
         train: the train split.
         dev: the dev split of the same languages.
         tokenizer: the model's.
-        floor: language → `[N, L]`, what TF-IDF says of the train split without having seen it; None where nobody asks.
+        floor: language → what the floor teaches; None where it does not.
     """
 
     train: TaskData
     dev: TaskData
     tokenizer: PreTrainedTokenizerFast
-    floor: Mapping[str, np.ndarray] | None = None
+    floor: Mapping[str, Lessons] | None = None
 
     def rows(self, max_length: int) -> list[Row]:
-        """The train split as the model reads it."""
-        rows = encode(self.train.examples, self.tokenizer, max_length, self.train.languages)
+        """The train split as the model reads it, and behind it what the floor alone labels."""
+        languages = self.train.languages
+        rows = encode(self.train.examples, self.tokenizer, max_length, languages)
         if self.floor is None:
             return rows
-        soft = np.concatenate([self.floor[language] for language in self.train.languages])
-        return [replace(row, soft=soft[row.example]) for row in rows]
+        made = [
+            Example(text, IGNORED_LABEL, language, 0)
+            for language in languages
+            for text in self.floor[language].mixtures
+        ]
+        rows += encode(made, self.tokenizer, max_length, languages)
+        lessons = [self.floor[language] for language in languages]
+        soft = np.concatenate(
+            [*(one.soft for one in lessons), *(one.soft_mixtures for one in lessons)]
+        )
+        return [replace(row, soft=its) for row, its in zip(rows, soft, strict=True)]
 
 
 def tune(

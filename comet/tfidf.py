@@ -169,7 +169,7 @@ def is_tfidf(folder: Path) -> bool:
 
 def cross_fitted(
     texts: Sequence[str], labels: Sequence[int], names: Sequence[str], folds: int = 4
-) -> NDArray[np.float64]:
+) -> tuple[NDArray[np.float64], list[TfidfModel]]:
     """What models say of texts they were not fitted on: each fold is labelled by a model of the others.
 
     Args:
@@ -179,7 +179,7 @@ def cross_fitted(
         folds: how many; each holds every label in proportion.
 
     Returns:
-        `[N, L]`, the probability of each label.
+        `[N, L]`, the probability of each label; and the models, one a fold.
 
     Raises:
         ValueError: fewer texts than folds, or too few for a model.
@@ -193,7 +193,9 @@ def cross_fitted(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a label with fewer texts than folds
         places = list(cut.split(texts, labels))
+    models = []
     for others, own in places:
         model = TfidfModel(names).fit([texts[n] for n in others], [labels[n] for n in others])
         found[own] = model.predict_proba([texts[n] for n in own])
-    return found
+        models.append(model)
+    return found, models

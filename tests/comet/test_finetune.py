@@ -307,13 +307,16 @@ def test_words_are_tagged_and_measured_by_entity(teacher_folder, tmp_path):
 
 
 def test_the_floor_teaches_and_says_the_same_after_a_resume(teacher_folder, data, tmp_path):
-    recipe = recipe_for(teacher_folder, data, floor_weight=0.7, epochs=1)
+    recipe = recipe_for(teacher_folder, data, floor_weight=0.7, floor_mixtures=0.5, epochs=1)
     run_finetune(recipe, tmp_path / "run")
     kept = load_numpy(tmp_path / "run/floor.safetensors")
     assert {name: found.shape for name, found in kept.items()} == {
         "hau": (120, 3),
+        "hau/mixtures": (60, 3),
         "swa": (120, 3),
+        "swa/mixtures": (60, 3),
     }
+    assert read_json(tmp_path / "run/seed-0/run.json")["steps"] == 23  # of 360 texts, 16 a step
     logged = lines(tmp_path / "run/seed-0/metrics.jsonl")[0]
     assert {"labels", "floor"} <= logged.keys()
     shutil.rmtree(tmp_path / "run/seed-0")

@@ -183,6 +183,29 @@ def test_pieces_of_a_step_have_their_own_soft_labels():
     assert relative_rms(sum(shares), whole) < 1e-5
 
 
+def test_texts_without_a_label_are_imitated_on_and_counted_nowhere_else():
+    """The loss of labelled and unlabelled texts together is what both say apart, each over its own number."""
+    batch = soft_batch()
+    hidden = batch.labels.clone()
+    hidden[1::2] = -100
+    mixed = replace(
+        batch, labels=hidden, masked_positions=(hidden.flatten() != -100).nonzero()[:, 0]
+    )
+    recipe = TaskObjectiveRecipe(label_weight=0.4, floor_weight=0.6)
+    encoder = TaskEncoder(task_model("xlm-r", "sequence"))
+    learner = TaskLearner(
+        encoder, recipe, comet_kernels.reference, class_weights=WEIGHTS, languages=2
+    )
+    found = learner(mixed)
+    labelled = learner(piece_of(mixed, slice(0, None, 2)))
+    torch.testing.assert_close(found.terms["labels"], labelled.terms["labels"])
+    torch.testing.assert_close(found.terms["floor"], learner(batch).terms["floor"])
+    torch.testing.assert_close(found.by_language, labelled.by_language)
+    pieces = [piece_of(mixed, slice(number, None, 2)) for number in range(2)]
+    shares = [learner(piece, total_counts(pieces)) for piece in pieces]
+    torch.testing.assert_close(sum(share.total for share in shares), found.total)
+
+
 def test_the_teacher_neither_learns_nor_is_saved():
     learner = learner_for("sequence")
     learner(batch_for("sequence")).total.backward()

@@ -67,12 +67,13 @@ def test_a_text_is_labelled_by_models_that_have_not_seen_it():
     texts = ["".join(random.choice(list("abcdefgh"), 30)) for _ in range(120)]
     labels = random.integers(3, size=120).tolist()
     seen = TfidfModel(LABELS).fit(texts, labels).predict_proba(texts)
-    found = cross_fitted(texts, labels, LABELS)
+    found, models = cross_fitted(texts, labels, LABELS)
+    assert len(models) == 4
     assert found.shape == (120, 3)
     assert np.allclose(found.sum(1), 1)
     assert np.mean(seen.argmax(1) == labels) > 0.95
     assert np.mean(found.argmax(1) == labels) < 0.5
-    assert (cross_fitted(texts, labels, LABELS) == found).all()
+    assert (cross_fitted(texts, labels, LABELS)[0] == found).all()
     with pytest.raises(ValueError, match="tfidf: got 3 texts, expected 4 or more to cross-fit"):
         cross_fitted(texts[:3], labels[:3], LABELS)
 
