@@ -4,7 +4,7 @@
 
     L_labels = mean over labelled texts or words n of w[y_n] · (−log softmax(s_n)[y_n])
     L_floor  = mean over texts n, also without a label, of KL(p_n ‖ softmax(s_n)), p_n as in `floor.py`
-    L_kd     = mean over texts or words n of T² · KL(softmax(t_n / T) ‖ softmax(s_n / T))                     Hinton et al., 2015
+    L_kd     = mean over texts or words n of T² · KL(softmax(t_n / T) ‖ softmax(s_n / T))          Hinton et al., 2015
     L_att    = as in `objective.py`
 
 Balanced weights are w[c] = N / (L · N_c) (King and Zeng, 2001), whose mean over the training labels is 1, so that the
