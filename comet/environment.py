@@ -1,4 +1,4 @@
-"""What a figure depends on beside the recipe: versions of packages, the commit of the source, memory at its peak."""
+"""Where a run takes place: versions of packages, the commit of the source, memory at its peak, the user's cache."""
 
 import contextlib
 import os
@@ -22,6 +22,14 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package] = None
     return found
+
+
+def cache_folder() -> Path:
+    """Where what is made once is kept for other runs: `$COMET_CACHE`, else `comet` in the user's cache folder."""
+    if "COMET_CACHE" in os.environ:
+        return Path(os.environ["COMET_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "comet"
 
 
 def commit() -> str | None:

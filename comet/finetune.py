@@ -18,10 +18,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from comet.configuration import parse_command, run_command
+from comet.environment import cache_folder
 from comet.evaluation import evaluate_run, only, score_table
 from comet.fine_tuned import find_model
 from comet.finetune_recipe import TFIDF, FinetuneRecipe
-from comet.floor import FLOOR, Lessons, fit_floor, load_floor, save_floor
+from comet.floor import FLOOR, Lessons, fit_floor, floor_name, load_floor, save_floor
 from comet.interruption import Interrupted
 from comet.processes import make_accelerator, on_main, say
 from comet.runs import RunFolder, resolve
@@ -178,12 +179,22 @@ def _teacher(recipe: FinetuneRecipe, data: TunedData, known: dict[Path, Tuned]) 
 
 
 def _floor(recipe: FinetuneRecipe, folder: Path, train: TaskData) -> dict[str, Lessons]:
-    """What the floor teaches; kept in the run folder, so that resuming is exact."""
+    """What the floor teaches; kept in the run folder, so that resuming is exact, and in the cache for other runs."""
     path = folder / FLOOR
     if path.is_file():
         return load_floor(train, path)
-    say(f"floor    fitting TF-IDF to {', '.join(train.languages)}")
-    found = fit_floor(train, recipe.objective.floor_mixtures)
+    kept = cache_folder() / f"{floor_name(train, recipe.objective.floor_mixtures)}.safetensors"
+    if kept.is_file():
+        say(f"floor    TF-IDF's labels as they lie in {kept}")
+        found = load_floor(train, kept)
+    else:
+        say(f"floor    fitting TF-IDF to {', '.join(train.languages)}")
+        found = fit_floor(train, recipe.objective.floor_mixtures)
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            save_floor(found, kept)
+        except OSError as error:
+            say(f"warning: other runs will have to fit it again: {error}")
     save_floor(found, path)
     return found
 

@@ -6,6 +6,8 @@ one text and the second of another of its language, are labelled by all of these
 where labelled text is scarce (Jiao et al., 2020, "TinyBERT", augment what a teacher labels in the same spirit).
 """
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,10 @@ from safetensors.numpy import load_file, save_file
 
 from comet.durable import replace_file
 from comet.tasks import TaskData
-from comet.tfidf import cross_fitted
+from comet.tfidf import FORMAT, cross_fitted
 
 FLOOR = "floor.safetensors"
+VERSION = 1  # of how texts are mixed and cut into folds
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,17 @@ def fit_floor(train: TaskData, mixtures: float) -> dict[str, Lessons]:
     return found
 
 
+def floor_name(train: TaskData, mixtures: float) -> str:
+    """What tells the labels of these texts from all others."""
+    identity = f"{VERSION} {FORMAT} {train.fingerprint} {mixtures!r}"
+    return f"floor-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
 def save_floor(lessons: Mapping[str, Lessons], path: Path) -> None:
     """Keep the labels, whole or not at all; the mixtures follow from the texts."""
     tensors = {name: one.soft for name, one in lessons.items()}
     tensors |= {f"{name}/mixtures": one.soft_mixtures for name, one in lessons.items()}
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # another run may make the same
     save_file(tensors, partial)
     replace_file(partial, path)
 

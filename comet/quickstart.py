@@ -22,6 +22,7 @@ import comet
 from comet.agreement import Agreement, measure, table
 from comet.batch import Batch
 from comet.configuration import build, read_recipe, to_yaml
+from comet.environment import cache_folder
 from comet.objective import Distiller
 from comet.processes import say
 from comet.recipe import AdaptRecipe, DistillRecipe, ModelRecipe, RunRecipe
@@ -34,14 +35,6 @@ _LAUNCHED = {
     "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
     "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 }  # fmt: skip
-
-
-def cache_folder() -> Path:
-    """Where teachers are kept: `$COMET_CACHE`, else `comet` in the user's cache folder."""
-    if "COMET_CACHE" in os.environ:
-        return Path(os.environ["COMET_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "comet"
 
 
 def toy_teacher() -> str:

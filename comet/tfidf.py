@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # imported where it is used, as it takes seconds that other m
     from sklearn.feature_extraction.text import TfidfVectorizer
 
 SETTINGS, VOCABULARY, WEIGHTS = "tfidf.json", "vocabulary.json", "tfidf.safetensors"
-_FORMAT = 1
+FORMAT = 1
 _C = 4
 _ITERATIONS = 1000
 _NGRAMS = {"analyzer": "char_wb", "ngram_range": (2, 5), "sublinear_tf": True}
@@ -124,7 +124,7 @@ class TfidfModel:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         ngrams = self._vectorizer.get_feature_names_out().tolist()
-        settings = {"format": _FORMAT, "labels": self.labels, "languages": self.languages}
+        settings = {"format": FORMAT, "labels": self.labels, "languages": self.languages}
         for name, content in ((SETTINGS, settings), (VOCABULARY, ngrams)):
             (partial / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         tensors = {
@@ -148,8 +148,8 @@ class TfidfModel:
             settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
             ngrams = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
             tensors = load_file(folder / WEIGHTS)
-            if settings["format"] != _FORMAT:
-                raise ValueError(f"format {settings['format']}, expected {_FORMAT}")
+            if settings["format"] != FORMAT:
+                raise ValueError(f"format {settings['format']}, expected {FORMAT}")
             model = cls(settings["labels"], settings["languages"])
             model._weights_LV, model._bias_L = tensors["weights"], tensors["bias"]
             vectorizer = TfidfVectorizer(**_NGRAMS, vocabulary=ngrams)

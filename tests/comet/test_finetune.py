@@ -329,6 +329,25 @@ def test_the_floor_teaches_and_says_the_same_after_a_resume(teacher_folder, data
     assert lines(tmp_path / "run/seed-0/metrics.jsonl")[0]["floor"] != logged["floor"]
 
 
+def test_a_floor_that_was_fitted_once_is_taken_by_other_runs(
+    teacher_folder, data, tmp_path, monkeypatch, capsys
+):
+    recipe = recipe_for(teacher_folder, data, floor_weight=0.7, epochs=1)
+    run_finetune(recipe, tmp_path / "first")
+    monkeypatch.setattr(finetune, "fit_floor", None)
+    run_finetune(recipe, tmp_path / "second")
+    assert "TF-IDF's labels as they lie in" in capsys.readouterr().out
+    first, second = (
+        load_numpy(tmp_path / name / "floor.safetensors") for name in ("first", "second")
+    )
+    assert all((first[name] == second[name]).all() for name in first)
+    with pytest.raises(TypeError, match="NoneType"):  # other mixtures are other labels
+        run_finetune(
+            recipe_for(teacher_folder, data, floor_weight=0.7, floor_mixtures=1.0),
+            tmp_path / "third",
+        )
+
+
 def test_words_have_no_floor(teacher_folder, tmp_path):
     with pytest.raises(
         ValueError, match=r"objective\.floor_weight: got 1\.0, expected 0, as TF-IDF"
