@@ -6,7 +6,7 @@ adapted on a corpus and a student distilled on it never train on each other's ev
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -84,6 +84,16 @@ class Corpus:
         return TextStream(
             self._sources, self._temperature, self._seed, self._fingerprint, stream, self.streams
         )
+
+    def training_texts(self, language: str, most: int) -> Iterator[str]:
+        """Yield the training documents of a language once, in an order of their own, `most` of them at the most."""
+        source = next(source for source in self._sources if source.language == language)
+        cursor = source.cursor(self._seed, 0, 1)
+        for _ in range(most):
+            text = cursor.next()
+            if cursor.state_dict()["epoch"] > 0:
+                return
+            yield text
 
     def held_out(self) -> dict[str, list[str]]:
         """Return the documents to evaluate on; no training stream of any seed gives one of them."""

@@ -1,0 +1,393 @@
+"""`python -m comet.trim`: a model and its tokenizer without the vocabulary that a corpus does not need.
+
+    python -m comet.trim --model T --corpus TEXT --size 32000 --output runs/trimmed
+    python -m comet.trim --model T --corpus TEXT --coverage 0.9995 --output runs/trimmed
+
+Special tokens and single characters stay, and of the other pieces those that the languages of the corpus use most, each
+language counting alike, however much text there is of it. Weights are copied, not changed: on text whose pieces were
+all kept, the trimmed model gives the same logits, bit by bit. That is tried on text that counted for nothing, and
+what is tokenised otherwise now is reported.
+
+Trim a teacher before it is distilled: the student then shares its small vocabulary, and every KL is cheaper by as much.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from comet.configuration import run_command
+from comet.corpus import Corpus, open_corpus
+from comet.coverage import Coverage, coverage
+from comet.durable import replace_folder, write_json
+from comet.processes import say
+from comet.students import load_tokenizer, said_plainly
+from comet.task_model import CARD, read_card, sizes
+from comet.vocabulary import Choice, Vocabulary, count_pieces
+
+PROGRAM = "comet.trim"
+REPORT = "trim.json"
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_UNKNOWN = 0.5  # of a language's pieces, above which the tokenizer does not know its script
+_PROOF_TEXTS, _PROOF_TOKENS = 4, 64  # of each language, that both models read
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What trimming did to a language, on held-out text.
+
+    Attributes:
+        share: of the pieces of the text that counted, how many were kept.
+        same: share of held-out documents whose pieces were all kept.
+        before: how the old tokenizer covers the held-out text.
+        after: how the new one does.
+    """
+
+    share: float
+    same: float
+    before: Coverage
+    after: Coverage
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What both models said of held-out text whose pieces were all kept.
+
+    Attributes:
+        documents: whose ids were compared.
+        sequences: whose logits were.
+        identical: whether those were the same, bit by bit.
+        largest_difference: of the logits, otherwise.
+    """
+
+    documents: int
+    sequences: int
+    identical: bool
+    largest_difference: float
+
+
+def trim(
+    model: str,
+    corpus: Corpus,
+    output: Path,
+    *,
+    size: int | None = None,
+    coverage: float | None = None,
+    most_documents: int = 200_000,
+) -> dict[str, Any]:
+    """Write a model without the vocabulary that a corpus does not need.
+
+    Args:
+        model: folder of a model with a fast tokenizer, with whatever head.
+        corpus: its training text decides, its held-out text is for the proof.
+        output: folder to write; must not exist.
+        size: entries to keep.
+        coverage: or else, the share of its pieces that each language keeps at least, in (0, 1].
+        most_documents: of each language that are counted.
+
+    Returns:
+        What `trim.json` holds.
+
+    Raises:
+        ValueError: something the user can mend, in one line; nothing is written then.
+    """
+    if (size is None) == (coverage is None):
+        raise ValueError("--size: give either --size or --coverage")
+    if output.exists():
+        raise ValueError(f"--output: {output} exists; name another folder")
+    folder = Path(model)
+    if not folder.is_dir():
+        raise ValueError(f"--model: {model} is not a folder; save the model into one first")
+    tokenizer = load_tokenizer(model, flag="--model")
+    vocabulary = Vocabulary(tokenizer)
+    counts = count_pieces(
+        tokenizer,
+        {one: corpus.training_texts(one, most_documents) for one in corpus.languages},
+    )
+    _require_known(tokenizer, counts)
+    choice = vocabulary.choose(counts, size=size, coverage=coverage)
+    trimmed = vocabulary.only(choice.kept)
+    held_out = corpus.held_out()
+    kept = {
+        language: _kept(language, texts, tokenizer, trimmed, choice)
+        for language, texts in held_out.items()
+    }
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        parameters = _write_model(folder, vocabulary, choice.kept, partial)
+        trimmed.save_pretrained(partial)
+        if (folder / CARD).is_file():  # of a model that was fine-tuned
+            replace(read_card(folder), size=sizes(_load(partial))).write(partial)
+        proof = _prove(folder, partial, tokenizer, trimmed, choice.kept, held_out)
+        report = {
+            "schema": 1,
+            "model": str(model),
+            "entries": {"before": len(vocabulary), "after": len(choice.kept)},
+            "special": choice.special,
+            "characters": choice.characters,
+            "parameters": parameters,
+            "languages": {language: asdict(one) for language, one in kept.items()},
+            "proof": asdict(proof),
+        }
+        write_json(partial / REPORT, report)
+        replace_folder(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return report
+
+
+def _require_known(tokenizer: PreTrainedTokenizerFast, counts: Mapping[str, np.ndarray]) -> None:
+    """Refuse text that the tokenizer cannot read."""
+    for language, found in counts.items():
+        unknown = tokenizer.unk_token_id
+        share = 0.0 if unknown is None else float(found[unknown] / max(found.sum(), 1))
+        if share >= _UNKNOWN or not found.sum():
+            raise ValueError(
+                f"--corpus: {share:.0%} of the pieces of {language} are unknown to the tokenizer, which does not know "
+                "its script; leave the language out (--languages), or take another model"
+            )
+
+
+def _kept(
+    language: str,
+    texts: Sequence[str],
+    before: PreTrainedTokenizerFast,
+    after: PreTrainedTokenizerFast,
+    choice: Choice,
+) -> Kept:
+    same = sum(_whole(text, before, choice.kept) is not None for text in texts)
+    return Kept(
+        share=choice.shares[language],
+        same=same / len(texts),
+        before=coverage(before, texts),
+        after=coverage(after, texts),
+    )
+
+
+def _whole(text: str, before: PreTrainedTokenizerFast, kept: np.ndarray) -> np.ndarray | None:
+    """The new ids of a text by number alone, None where a piece of it was dropped."""
+    ids = np.asarray(before.backend_tokenizer.encode(text).ids)
+    places = np.searchsorted(kept, ids)
+    found = kept[np.minimum(places, len(kept) - 1)] == ids
+    return places if found.all() else None
+
+
+def _prove(
+    folder: Path,
+    partial: Path,
+    before: PreTrainedTokenizerFast,
+    after: PreTrainedTokenizerFast,
+    kept: np.ndarray,
+    held_out: Mapping[str, Sequence[str]],
+) -> Proof:
+    """Compare ids and logits of old and new on held-out text whose pieces were all kept.
+
+    Raises:
+        ValueError: ids differ, so that nothing may be said of the rest.
+    """
+    documents, sequences = 0, []
+    for language, texts in held_out.items():
+        chosen = []
+        for text in texts:
+            expected = _whole(text, before, kept)
+            if expected is None:
+                continue
+            documents += 1
+            if after.backend_tokenizer.encode(text).ids != expected.tolist():
+                raise ValueError(
+                    f"--model: trimming its tokenizer changes how a text of {language} is cut whose pieces were all "
+                    f"kept ({text[:40]!r}); its kind of pre-processing is not supported"
+                )
+            chosen.append(torch.from_numpy(expected[:_PROOF_TOKENS]))
+        sequences += chosen[:_PROOF_TEXTS]
+    old = torch.from_numpy(kept)
+    theirs = _logits(folder, [old[ids] for ids in sequences])
+    vocabulary = AutoConfig.from_pretrained(folder).vocab_size
+    theirs = [one[..., old] if one.shape[-1] == vocabulary else one for one in theirs]
+    ours = _logits(partial, sequences)
+    differences = [(a - b).abs().max().item() for a, b in zip(theirs, ours, strict=True)]
+    return Proof(
+        documents=documents,
+        sequences=len(sequences),
+        identical=all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True)),
+        largest_difference=max(differences, default=0.0),
+    )
+
+
+@torch.no_grad()
+def _logits(folder: Path, sequences: Sequence[Tensor]) -> list[Tensor]:
+    """What a model says of each sequence alone: logits, or hidden states where it has no head."""
+    model = _load(folder)
+    outputs = [model(input_ids=ids[None])[0] for ids in sequences]
+    del model
+    return outputs
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    with said_plainly("--model", str(folder)):
+        model = _class_of(folder).from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    return model.eval()
+
+
+def _class_of(folder: Path) -> Any:
+    """The class that the model was saved as.
+
+    Raises:
+        ValueError: transformers has none of that name.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    name = (config.architectures or ["AutoModel"])[0]
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise ValueError(f"--model: transformers has no {name}, which {folder} was saved as")
+    return found
+
+
+def _write_model(
+    folder: Path, vocabulary: Vocabulary, kept: np.ndarray, output: Path
+) -> dict[str, int]:
+    """Copy weights tensor by tensor, those of the vocabulary without what was dropped; and all else that lies there."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    rows = config.vocab_size
+    names = _vocabulary_tensors(folder, rows)
+    index = torch.from_numpy(kept)
+    tensors: dict[str, Tensor] = {}
+    before = 0
+    for path in _weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                tensor = file.get_tensor(name)
+                before += tensor.numel()
+                tensors[name] = tensor[index] if name in names else tensor
+    if not names & tensors.keys():
+        raise ValueError(f"--model: found no embeddings of {rows:,} entries in {folder}")
+    save_file(tensors, output / _WEIGHTS, metadata={"format": "pt"})
+    new = {int(old): number for number, old in enumerate(kept)}
+    content = json.loads((folder / "config.json").read_text("utf-8"))
+    content["vocab_size"] = len(kept)
+    for key, value in content.items():
+        if key.endswith("_token_id") and isinstance(value, int):
+            content[key] = new[value]
+    write_json(output / "config.json", content)
+    return {"before": before, "after": sum(one.numel() for one in tensors.values())}
+
+
+def _vocabulary_tensors(folder: Path, rows: int) -> set[str]:
+    """Names of what has a row for every entry: input and output embeddings, and the output's bias."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        model = _class_of(folder)(config)
+    embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
+    weights = [module.weight for module in embeddings if module is not None]
+    return {
+        name
+        for name, value in model.state_dict(keep_vars=True).items()
+        if any(value is weight for weight in weights)
+        or (value.shape == (rows,) and ".layer" not in name)
+    }
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if (folder / _INDEX).is_file():
+        named = json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(named))]
+    if not (folder / _WEIGHTS).is_file():
+        raise ValueError(f"--model: {folder} holds no {_WEIGHTS}; save the model as safetensors")
+    return [folder / _WEIGHTS]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {PROGRAM}",
+        description="Write a model without the vocabulary that a corpus does not need.",
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="a model and its tokenizer")
+    parser.add_argument(
+        "--corpus", required=True, nargs="+", metavar="TEXT", help="as comet.distill"
+    )
+    parser.add_argument("--languages", metavar="A,B", help="only these of the corpus")
+    parser.add_argument("--size", type=int, metavar="N", help="entries to keep")
+    parser.add_argument(
+        "--coverage", type=float, metavar="C", help="or the share of its pieces each language keeps"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--documents",
+        type=int,
+        default=200_000,
+        metavar="N",
+        help="of each language that are counted at most (default: 200000)",
+    )
+    given = parser.parse_args(list(argv))
+    corpus = open_corpus(
+        given.corpus,
+        languages=given.languages.split(",") if given.languages else None,
+        temperature=1.0,
+        seed=0,
+        held_out_per_language=64,
+    )
+    report = trim(
+        given.model,
+        corpus,
+        given.output,
+        size=given.size,
+        coverage=given.coverage,
+        most_documents=given.documents,
+    )
+    say(description(report))
+    say(f"\nmodel   {given.output}")
+
+
+def description(report: Mapping[str, Any]) -> str:
+    """What trimming did, for people."""
+    entries, parameters, proof = report["entries"], report["parameters"], report["proof"]
+    lines = [
+        f"entries     {entries['before']:,} to {entries['after']:,}: {report['special']:,} special, "
+        f"{report['characters']:,} single characters, and pieces that the text uses",
+        f"parameters  {parameters['before']:,} to {parameters['after']:,}",
+        "",
+        f"{'':8} {'pieces kept':>12} {'documents same':>15} {'pieces per word':>16} {'unknown':>8}   (held-out text)",
+    ]
+    for language, one in report["languages"].items():
+        before, after = one["before"], one["after"]
+        per_word = f"{before['pieces_per_word']:.2f} to {after['pieces_per_word']:.2f}"
+        lines.append(
+            f"{language:8} {one['share']:12.3%} {one['same']:15.1%} {per_word:>16} {after['unknown_rate']:8.2%}"
+        )
+    said = (
+        "the same logits, bit by bit"
+        if proof["identical"]
+        else f"logits that differ by {proof['largest_difference']:.2g} at most"
+    )
+    lines += [
+        "",
+        f"proof       {proof['documents']:,} held-out documents whose pieces were all kept have the same ids, one to "
+        f"one; {proof['sequences']} of them, read by both models, {said}",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main, PROGRAM)
