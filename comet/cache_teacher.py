@@ -33,6 +33,7 @@ from comet.students import load_masked_lm, load_tokenizer, require_embedded
 from comet.tap import TappedEncoder, usable_positions
 from comet.teacher_cache import FORMAT, TeacherCache, fixed_part
 from comet.teachers import OnlineTeacher
+from comet.trimmed_teacher import teacher_of
 
 PROGRAM = "comet.cache_teacher"
 DEFAULT_FOLDER = Path("runs") / "teacher-cache"
@@ -56,8 +57,8 @@ def cache_teacher(recipe: DistillRecipe, folder: Path, kept: Kept, steps: int) -
         raise ValueError(
             f"started as {accelerator.num_processes} processes, but a cache is made by one: start it with python"
         )
-    name, revision = recipe.teacher.model or quickstart.toy_teacher(), recipe.teacher.revision
     corpus = open_text(recipe.corpus, recipe.run.seed)
+    name, revision = teacher_of(recipe, recipe.teacher.model or quickstart.toy_teacher(), corpus)
     tokenizer = load_tokenizer(name, revision=revision)
     identity = {
         "format": FORMAT,
@@ -77,7 +78,7 @@ def cache_teacher(recipe: DistillRecipe, folder: Path, kept: Kept, steps: int) -
     writer = Writer(folder, identity)
     if writer.index["complete"]:
         return TeacherCache(folder, writer.index)
-    encoder = _load_encoder(recipe, name, tokenizer, accelerator.device)
+    encoder = _load_encoder(recipe, name, revision, tokenizer, accelerator.device)
     if kept.kind == "logits" and kept.top > len(encoder.output_weight):
         raise ValueError(
             f"--top-k: got {kept.top}, but the teacher's vocabulary has {len(encoder.output_weight)} entries"
@@ -97,9 +98,13 @@ def cache_teacher(recipe: DistillRecipe, folder: Path, kept: Kept, steps: int) -
 
 
 def _load_encoder(
-    recipe: DistillRecipe, name: str, tokenizer: PreTrainedTokenizerFast, device: torch.device
+    recipe: DistillRecipe,
+    name: str,
+    revision: str | None,
+    tokenizer: PreTrainedTokenizerFast,
+    device: torch.device,
 ) -> TappedEncoder:
-    model = load_masked_lm(name, revision=recipe.teacher.revision)
+    model = load_masked_lm(name, revision=revision)
     require_embedded(tokenizer, model, flag="--teacher")
     positions = usable_positions(model)
     if recipe.corpus.max_length > positions:

@@ -41,6 +41,7 @@ SHORTCUTS = {
     "--fused": "objective.fused",
     "--teacher": "teacher.model",
     "--teacher-cache": "teacher.cache",
+    "--trim": "teacher.trim",
     "--student": "student.model",
     "--corpus": "corpus.paths",
     "--languages": "corpus.languages",

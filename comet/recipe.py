@@ -50,6 +50,11 @@ class TeacherRecipe:
 
     model: str | None = option(None, "hub id or folder; none: a toy teacher, trained and cached")
     revision: str | None = option(None, "branch, tag or commit on the hub")
+    trim: float | None = option(
+        None,
+        "of its vocabulary keep so many entries (above 1), or those that leave every language this share of its "
+        "pieces: what the corpus uses most; teacher and student then share them",
+    )
     attention_layer: int | Literal["last", "upper-middle"] = option(
         "last", "the layer whose attention is matched: a number from 0, or one of these names"
     )
@@ -63,6 +68,21 @@ class TeacherRecipe:
             "teacher.revision",
             self.revision,
             "nothing, unless teacher.model names a model of the hub",
+        )
+        if self.trim is None:
+            return
+        require(
+            0 < self.trim <= 1 or (self.trim > 1 and self.trim == int(self.trim)),
+            "teacher.trim",
+            self.trim,
+            "a number of entries, such as 32000, or a share above 0 and at most 1, such as 0.9995",
+        )
+        require(
+            self.model is not None,
+            "teacher.trim",
+            self.trim,
+            "nothing, unless teacher.model names the teacher; a cache is made of a trimmed one by "
+            "python -m comet.cache_teacher --trim",
         )
 
 

@@ -19,6 +19,7 @@ from comet.tap import TappedEncoder
 from comet.teacher_cache import CachedBatches, TeacherCache
 from comet.teachers import OnlineTeacher, Teacher, needed_parts
 from comet.training import Batches
+from comet.trimmed_teacher import describe_trimmed, teacher_of
 
 
 class ClosedBatches(Batches, Protocol):
@@ -69,8 +70,9 @@ def online_sources(
         ValueError: one of them cannot be had, or the teacher's tokenizer is not its own.
     """
     corpus = open_text(recipe.corpus, recipe.run.seed)
-    model = load_masked_lm(teacher_name, revision=recipe.teacher.revision)
-    tokenizer = load_tokenizer(teacher_name, revision=recipe.teacher.revision)
+    name, revision = teacher_of(recipe, teacher_name, corpus)
+    model = load_masked_lm(name, revision=revision)
+    tokenizer = load_tokenizer(name, revision=revision)
     require_embedded(tokenizer, model, flag="--teacher")
     round_weights(model, recipe.optimisation.precision, accelerator.device)
     masking = Masking(
@@ -93,12 +95,13 @@ def online_sources(
         coverage=covered,
         description="\n".join(
             [
+                *([] if recipe.teacher.trim is None else [describe_trimmed(name)]),
                 f"teacher  {count_parameters(model):,} parameters",
                 mixture(corpus),
                 *coverage_table(covered),
             ]
         ),
-        facts={"teacher": teacher_name, "corpus": corpus.fingerprint()},
+        facts={"teacher": name, "corpus": corpus.fingerprint()},
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -140,6 +141,21 @@ def load_tokenizer(
         if getattr(tokenizer, kind) is None:
             raise ValueError(f"{flag}: the tokenizer of {name_or_folder} has no {kind[:-9]} token")
     return cast(PreTrainedTokenizerFast, tokenizer)
+
+
+def model_folder(
+    name_or_folder: str, *, revision: str | None = None, flag: str = "--teacher"
+) -> Path:
+    """Where a model's files lie, fetched from the hub where it is a name there.
+
+    Raises:
+        ValueError: there is none.
+    """
+    with said_plainly(flag, name_or_folder):
+        if Path(name_or_folder).is_dir():
+            return Path(name_or_folder)
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+        return Path(snapshot_download(name_or_folder, revision=revision, allow_patterns=patterns))
 
 
 def require_same_vocabulary(

@@ -38,6 +38,7 @@ from comet.configuration import contradiction
 from comet.processes import on_main
 from comet.recipe import DistillRecipe
 from comet.students import load_tokenizer
+from comet.trimmed_teacher import teacher_of
 
 FORMAT = 1
 INDEX, HEAD, HELD_OUT, TEACHER = "index.json", "head.safetensors", "held-out.safetensors", "teacher"
@@ -372,8 +373,8 @@ def read_index(folder: Path) -> dict[str, Any]:
 def _require_same_origin(folder: str, index: Mapping[str, Any], recipe: DistillRecipe) -> None:
     """Compare teacher, tokenizer and text with the cache's, where the recipe names them."""
     made_from = index["made_from"]
-    name, revision = recipe.teacher.model, recipe.teacher.revision
-    if name is not None:
+    if recipe.teacher.model is not None:
+        name, revision = teacher_of(recipe, recipe.teacher.model)
         if fingerprint_of_weights(name, revision) != made_from["teacher"]:
             raise _foreign(folder, f"its teacher's weights are not those of {name}")
         tokenizer = load_tokenizer(name, revision=revision)

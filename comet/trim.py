@@ -21,25 +21,22 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from comet.configuration import run_command
 from comet.corpus import Corpus, open_corpus
-from comet.coverage import Coverage, coverage
+from comet.coverage import Coverage
+from comet.coverage import coverage as coverage_of
 from comet.durable import replace_folder, write_json
 from comet.processes import say
-from comet.students import load_tokenizer, said_plainly
+from comet.students import load_tokenizer, model_folder
 from comet.task_model import CARD, read_card, sizes
+from comet.trimmed_weights import load_as_saved, write_trimmed
 from comet.vocabulary import Choice, Vocabulary, count_pieces
 
 PROGRAM = "comet.trim"
 REPORT = "trim.json"
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _UNKNOWN = 0.5  # of a language's pieces, above which the tokenizer does not know its script
 _PROOF_TEXTS, _PROOF_TOKENS = 4, 64  # of each language, that both models read
 
@@ -83,6 +80,7 @@ def trim(
     corpus: Corpus,
     output: Path,
     *,
+    revision: str | None = None,
     size: int | None = None,
     coverage: float | None = None,
     most_documents: int = 200_000,
@@ -90,9 +88,10 @@ def trim(
     """Write a model without the vocabulary that a corpus does not need.
 
     Args:
-        model: folder of a model with a fast tokenizer, with whatever head.
+        model: folder or hub id of a model with a fast tokenizer, with whatever head.
         corpus: its training text decides, its held-out text is for the proof.
         output: folder to write; must not exist.
+        revision: branch, tag or commit on the hub.
         size: entries to keep.
         coverage: or else, the share of its pieces that each language keeps at least, in (0, 1].
         most_documents: of each language that are counted.
@@ -107,10 +106,8 @@ def trim(
         raise ValueError("--size: give either --size or --coverage")
     if output.exists():
         raise ValueError(f"--output: {output} exists; name another folder")
-    folder = Path(model)
-    if not folder.is_dir():
-        raise ValueError(f"--model: {model} is not a folder; save the model into one first")
-    tokenizer = load_tokenizer(model, flag="--model")
+    folder = model_folder(model, revision=revision, flag="--model")
+    tokenizer = load_tokenizer(str(folder), flag="--model")
     vocabulary = Vocabulary(tokenizer)
     counts = count_pieces(
         tokenizer,
@@ -128,14 +125,15 @@ def trim(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        parameters = _write_model(folder, vocabulary, choice.kept, partial)
+        parameters = write_trimmed(folder, choice.kept, partial)
         trimmed.save_pretrained(partial)
         if (folder / CARD).is_file():  # of a model that was fine-tuned
-            replace(read_card(folder), size=sizes(_load(partial))).write(partial)
+            replace(read_card(folder), size=sizes(load_as_saved(partial))).write(partial)
         proof = _prove(folder, partial, tokenizer, trimmed, choice.kept, held_out)
         report = {
             "schema": 1,
             "model": str(model),
+            "asked": {"size": size, "coverage": coverage},
             "entries": {"before": len(vocabulary), "after": len(choice.kept)},
             "special": choice.special,
             "characters": choice.characters,
@@ -173,8 +171,8 @@ def _kept(
     return Kept(
         share=choice.shares[language],
         same=same / len(texts),
-        before=coverage(before, texts),
-        after=coverage(after, texts),
+        before=coverage_of(before, texts),
+        after=coverage_of(after, texts),
     )
 
 
@@ -215,9 +213,7 @@ def _prove(
             chosen.append(torch.from_numpy(expected[:_PROOF_TOKENS]))
         sequences += chosen[:_PROOF_TEXTS]
     old = torch.from_numpy(kept)
-    theirs = _logits(folder, [old[ids] for ids in sequences])
-    vocabulary = AutoConfig.from_pretrained(folder).vocab_size
-    theirs = [one[..., old] if one.shape[-1] == vocabulary else one for one in theirs]
+    theirs = _logits(folder, [old[ids] for ids in sequences], old)
     ours = _logits(partial, sequences)
     differences = [(a - b).abs().max().item() for a, b in zip(theirs, ours, strict=True)]
     return Proof(
@@ -229,92 +225,20 @@ def _prove(
 
 
 @torch.no_grad()
-def _logits(folder: Path, sequences: Sequence[Tensor]) -> list[Tensor]:
-    """What a model says of each sequence alone: logits, or hidden states where it has no head."""
-    model = _load(folder)
-    outputs = [model(input_ids=ids[None])[0] for ids in sequences]
-    del model
+def _logits(
+    folder: Path, sequences: Sequence[Tensor], entries: Tensor | None = None
+) -> list[Tensor]:
+    """What a model says of each sequence alone: logits, or hidden states where it has no head.
+
+    Where those are of the vocabulary, only some of its entries are kept, if asked: of a large one all would not fit.
+    """
+    model = load_as_saved(folder)
+    of_vocabulary = model.get_output_embeddings() is not None
+    outputs = []
+    for ids in sequences:
+        output = model(input_ids=ids[None])[0]
+        outputs.append(output[..., entries] if of_vocabulary and entries is not None else output)
     return outputs
-
-
-def _load(folder: Path) -> PreTrainedModel:
-    with said_plainly("--model", str(folder)):
-        model = _class_of(folder).from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    return model.eval()
-
-
-def _class_of(folder: Path) -> Any:
-    """The class that the model was saved as.
-
-    Raises:
-        ValueError: transformers has none of that name.
-    """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    name = (config.architectures or ["AutoModel"])[0]
-    found = getattr(transformers, name, None)
-    if found is None:
-        raise ValueError(f"--model: transformers has no {name}, which {folder} was saved as")
-    return found
-
-
-def _write_model(
-    folder: Path, vocabulary: Vocabulary, kept: np.ndarray, output: Path
-) -> dict[str, int]:
-    """Copy weights tensor by tensor, those of the vocabulary without what was dropped; and all else that lies there."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    rows = config.vocab_size
-    names = _vocabulary_tensors(folder, rows)
-    index = torch.from_numpy(kept)
-    tensors: dict[str, Tensor] = {}
-    before = 0
-    for path in _weight_files(folder):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                tensor = file.get_tensor(name)
-                before += tensor.numel()
-                tensors[name] = tensor[index] if name in names else tensor
-    if not names & tensors.keys():
-        raise ValueError(f"--model: found no embeddings of {rows:,} entries in {folder}")
-    save_file(tensors, output / _WEIGHTS, metadata={"format": "pt"})
-    new = {int(old): number for number, old in enumerate(kept)}
-    content = json.loads((folder / "config.json").read_text("utf-8"))
-    content["vocab_size"] = len(kept)
-    for key, value in content.items():
-        if key.endswith("_token_id") and isinstance(value, int):
-            content[key] = new[value]
-    write_json(output / "config.json", content)
-    return {"before": before, "after": sum(one.numel() for one in tensors.values())}
-
-
-def _vocabulary_tensors(folder: Path, rows: int) -> set[str]:
-    """Names of what has a row for every entry: input and output embeddings, and the output's bias."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    with torch.device("meta"):
-        model = _class_of(folder)(config)
-    embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
-    weights = [module.weight for module in embeddings if module is not None]
-    return {
-        name
-        for name, value in model.state_dict(keep_vars=True).items()
-        if any(value is weight for weight in weights)
-        or (value.shape == (rows,) and ".layer" not in name)
-    }
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if (folder / _INDEX).is_file():
-        named = json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(named))]
-    if not (folder / _WEIGHTS).is_file():
-        raise ValueError(f"--model: {folder} holds no {_WEIGHTS}; save the model as safetensors")
-    return [folder / _WEIGHTS]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -323,7 +247,13 @@ def main(argv: Sequence[str]) -> None:
         prog=f"python -m {PROGRAM}",
         description="Write a model without the vocabulary that a corpus does not need.",
     )
-    parser.add_argument("--model", required=True, metavar="DIR", help="a model and its tokenizer")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="a model and its tokenizer: a folder or hub id",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the hub")
     parser.add_argument(
         "--corpus", required=True, nargs="+", metavar="TEXT", help="as comet.distill"
     )
@@ -352,6 +282,7 @@ def main(argv: Sequence[str]) -> None:
         given.model,
         corpus,
         given.output,
+        revision=given.revision,
         size=given.size,
         coverage=given.coverage,
         most_documents=given.documents,
@@ -360,12 +291,22 @@ def main(argv: Sequence[str]) -> None:
     say(f"\nmodel   {given.output}")
 
 
+def read_report(folder: Path) -> dict[str, Any]:
+    """What `trim` returned when it wrote this folder."""
+    report: dict[str, Any] = json.loads((folder / REPORT).read_text("utf-8"))
+    return report
+
+
 def description(report: Mapping[str, Any]) -> str:
     """What trimming did, for people."""
-    entries, parameters, proof = report["entries"], report["parameters"], report["proof"]
+    entries, parameters = report["entries"], report["parameters"]
+    asked = report["asked"]["size"] or entries["after"]
+    fewer = (
+        "" if entries["after"] == asked else f"; {asked:,} were asked for, the text uses no more"
+    )
     lines = [
         f"entries     {entries['before']:,} to {entries['after']:,}: {report['special']:,} special, "
-        f"{report['characters']:,} single characters, and pieces that the text uses",
+        f"{report['characters']:,} single characters, and pieces that the text uses{fewer}",
         f"parameters  {parameters['before']:,} to {parameters['after']:,}",
         "",
         f"{'':8} {'pieces kept':>12} {'documents same':>15} {'pieces per word':>16} {'unknown':>8}   (held-out text)",
@@ -376,17 +317,24 @@ def description(report: Mapping[str, Any]) -> str:
         lines.append(
             f"{language:8} {one['share']:12.3%} {one['same']:15.1%} {per_word:>16} {after['unknown_rate']:8.2%}"
         )
+    return "\n".join([*lines, "", f"proof       {_proven(report['proof'])}"])
+
+
+def _proven(proof: Mapping[str, Any]) -> str:
+    if not proof["documents"]:
+        return (
+            "none: no held-out document has all its pieces kept, so nothing could be compared; keep more entries "
+            "to have a proof"
+        )
     said = (
         "the same logits, bit by bit"
         if proof["identical"]
         else f"logits that differ by {proof['largest_difference']:.2g} at most"
     )
-    lines += [
-        "",
-        f"proof       {proof['documents']:,} held-out documents whose pieces were all kept have the same ids, one to "
-        f"one; {proof['sequences']} of them, read by both models, {said}",
-    ]
-    return "\n".join(lines)
+    return (
+        f"{proof['documents']:,} held-out documents whose pieces were all kept have the same ids, one to one; "
+        f"{proof['sequences']} of them, read by both models, {said}"
+    )
 
 
 if __name__ == "__main__":

@@ -88,8 +88,9 @@ def cache_key(recipe: DistillRecipe, settings: CacheSettings) -> str | None:
         return None
     if settings.keep == "logits" and recipe.objective.temperature_mode != "constant":
         return None
+    trimmed = [] if recipe.teacher.trim is None else [recipe.teacher.trim]
     identity = {
-        "teacher": [recipe.teacher.model, recipe.teacher.revision],
+        "teacher": [recipe.teacher.model, recipe.teacher.revision, *trimmed],
         "text": [recipe.corpus.paths, recipe.corpus.strict],
         "fixed": fixed_part(recipe, settings.keep),
         "precision": recipe.optimisation.precision,
@@ -103,7 +104,9 @@ def _cached_part(recipe: DistillRecipe, keep: str) -> Content:
     content: Content = fixed_part(recipe, keep)
     corpus = {"paths": recipe.corpus.paths, "strict": recipe.corpus.strict}
     content["corpus"] |= corpus | {"workers": recipe.corpus.workers}
-    content["teacher"] |= {"model": recipe.teacher.model, "revision": recipe.teacher.revision}
+    content["teacher"] |= {
+        name: getattr(recipe.teacher, name) for name in ("model", "revision", "trim")
+    }
     content["objective"] |= {"fused": recipe.objective.fused}
     content["optimisation"] |= {"precision": recipe.optimisation.precision}
     return content

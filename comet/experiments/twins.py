@@ -26,6 +26,7 @@ from comet.recipe import AdaptRecipe, DistillRecipe
 from comet.runs import METRICS
 from comet.students import load_tokenizer, make_student, save_model
 from comet.teacher_cache import INDEX
+from comet.trimmed_teacher import teacher_of
 
 UNTRAINED, BUDGET, TRAINED = "untrained", "budget.json", "mlm"
 
@@ -42,10 +43,9 @@ def make_untrained(recipe: DistillRecipe, teacher: str, folder: Path) -> None:
     """
     if folder.is_dir():
         return
-    tokenizer = load_tokenizer(teacher, revision=recipe.teacher.revision)
-    config = AutoConfig.from_pretrained(
-        teacher, revision=recipe.teacher.revision, trust_remote_code=False
-    )
+    name, revision = teacher_of(recipe, teacher)
+    tokenizer = load_tokenizer(name, revision=revision)
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     set_seed(recipe.run.seed)
     student = make_student(config, recipe.student)
     folder.parent.mkdir(parents=True, exist_ok=True)

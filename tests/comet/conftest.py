@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from tiny import tiny_model
+from tiny_tasks import write_sentiment
 from transformers import PreTrainedTokenizerFast
 
 from comet.tokenizers import train_tokenizer
@@ -51,3 +52,9 @@ def corpus_folder(tmp_path_factory) -> Path:
         text = "\n".join(toy_sentences(language, 400))
         (folder / language / "text.txt").write_text(text, encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def sentiment(tmp_path_factory) -> Path:
+    """Labelled data of three languages, to be read alone."""
+    return write_sentiment(tmp_path_factory.mktemp("sentiment"), ("hau", "swa", "yor"))

@@ -3,23 +3,19 @@
 import json
 import math
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file as load_numpy
-from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
-from tiny_tasks import recipe_for, write_entities, write_sentiment
+from tiny_tasks import recipe_for, write_entities
 
 from comet import evaluation, finetune
 from comet.evaluate import evaluate
 from comet.evaluate import main as evaluate_main
 from comet.finetune import finetune as run_finetune
 from comet.finetune import main as finetune_main
-from comet.finetune_recipe import FinetuneRecipe
 from comet.predictions import read_predictions
 from comet.students import load_tokenizer
 from comet.task_model import load_tuned, make_task_model, read_card
@@ -36,16 +32,11 @@ def lines(path):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_sentiment(tmp_path_factory.mktemp("data"), ("hau", "swa", "yor"))
-
-
-@pytest.fixture(scope="module")
-def run(teacher_folder, data, tmp_path_factory):
+def run(teacher_folder, sentiment, tmp_path_factory):
     """Two seeds that have learnt something."""
     folder = tmp_path_factory.mktemp("runs") / "student"
     recipe = recipe_for(
-        teacher_folder, data, seeds=[0, 3], epochs=4, dropout=0.1, learning_rate=3e-3
+        teacher_folder, sentiment, seeds=[0, 3], epochs=4, dropout=0.1, learning_rate=3e-3
     )
     run_finetune(recipe, folder)
     return folder
@@ -85,11 +76,11 @@ def test_the_model_learns_what_can_be_learnt(run):
 
 
 def test_fine_tuning_reads_no_test_label_and_dev_alone_chooses(
-    teacher_folder, data, run, tmp_path, monkeypatch
+    teacher_folder, sentiment, run, tmp_path, monkeypatch
 ):
     """Without a test split the bytes are the same; with the dev labels turned round another step is the best."""
     without = tmp_path / "data"
-    shutil.copytree(data, without)
+    shutil.copytree(sentiment, without)
     for path in without.glob("*/test.tsv"):
         path.unlink()
     opened = []
@@ -131,10 +122,10 @@ def test_fine_tuning_reads_no_test_label_and_dev_alone_chooses(
     assert losses[0] == losses[1]
 
 
-def test_accumulation_changes_neither_loss_nor_model(teacher_folder, data, tmp_path):
+def test_accumulation_changes_neither_loss_nor_model(teacher_folder, sentiment, tmp_path):
     for pieces in (1, 4):
         recipe = recipe_for(
-            teacher_folder, data, dropout=0.0, accumulation=pieces, class_weights="balanced"
+            teacher_folder, sentiment, dropout=0.0, accumulation=pieces, class_weights="balanced"
         )
         run_finetune(recipe, tmp_path / str(pieces))
     one, four = (tmp_path / name / "seed-0" for name in ("1", "4"))
@@ -156,12 +147,12 @@ def test_accumulation_changes_neither_loss_nor_model(teacher_folder, data, tmp_p
 
 
 def test_a_student_is_measured_against_teacher_and_floor_and_on_unseen_languages(
-    run, teacher_folder, data, tmp_path
+    run, teacher_folder, sentiment, tmp_path
 ):
     student = tmp_path / "student"
     recipe = recipe_for(
         teacher_folder,
-        data,
+        sentiment,
         seeds=[1, 2],
         teacher=run,
         alpha=0.6,
@@ -209,7 +200,7 @@ def test_a_student_is_measured_against_teacher_and_floor_and_on_unseen_languages
     )
 
 
-def test_what_was_asked_once_is_not_asked_again(run, data, tmp_path, monkeypatch, capsys):
+def test_what_was_asked_once_is_not_asked_again(run, sentiment, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("test"))
     asked = []
@@ -227,7 +218,7 @@ def test_what_was_asked_once_is_not_asked_again(run, data, tmp_path, monkeypatch
     assert len(asked) == 4
     assert "asked before, taken from" in capsys.readouterr().out
     other = tmp_path / "data"
-    shutil.copytree(data, other)
+    shutil.copytree(sentiment, other)
     path = other / "swa" / "test.tsv"
     path.write_text(path.read_text().replace("neutral", "positive"))
     evaluate_main(["--run", str(folder), "--data", str(other)])
@@ -238,9 +229,9 @@ def test_what_was_asked_once_is_not_asked_again(run, data, tmp_path, monkeypatch
     assert asked[6:] == [("hau", "swa"), ("swa",)]
 
 
-def test_models_are_measured_without_their_run(run, data, tmp_path, capsys):
+def test_models_are_measured_without_their_run(run, sentiment, tmp_path, capsys):
     models = [str(run / f"seed-{seed}" / "model") for seed in (0, 3)]
-    arguments = ["--model", *models, "--data", str(data), "--split", "dev", "--confusion"]
+    arguments = ["--model", *models, "--data", str(sentiment), "--split", "dev", "--confusion"]
     evaluate_main([*arguments, "--output", str(tmp_path / "out"), "--name", "both"])
     found, expected = (
         read_json(tmp_path / "out/scores-dev.json"),
@@ -257,11 +248,11 @@ def test_models_are_measured_without_their_run(run, data, tmp_path, capsys):
 
 
 def test_a_model_for_each_language_imitates_a_teacher_for_all(
-    run, teacher_folder, data, tmp_path, capsys
+    run, teacher_folder, sentiment, tmp_path, capsys
 ):
     folder = tmp_path / "run"
     finetune_main([
-        "--model", str(teacher_folder), "--data", str(data), "--languages", "ha,swa", "--teacher", str(run),
+        "--model", str(teacher_folder), "--data", str(sentiment), "--languages", "ha,swa", "--teacher", str(run),
         "--objective.alpha", "1", "--per-language", "--epochs", "1", "--model.max_length", "32",
         "--learning-rate", "1e-3", "--class-weights", "balanced", "--seeds", "0", "--output", str(folder),
     ])  # fmt: skip
@@ -276,14 +267,19 @@ def test_a_model_for_each_language_imitates_a_teacher_for_all(
         == 2 * read_card(folder / "seed-0/hau/model").size["parameters"]
     )
     with pytest.raises(ValueError, match=r"--teacher: .*hau.* was fine-tuned on hau, not on swa"):
-        run_finetune(recipe_for(teacher_folder, data, teacher=folder), tmp_path / "refused")
+        run_finetune(recipe_for(teacher_folder, sentiment, teacher=folder), tmp_path / "refused")
 
 
 def test_words_are_tagged_and_measured_by_entity(teacher_folder, tmp_path):
     pytest.importorskip("nervaluate")
     data = write_entities(tmp_path / "data")
     recipe = recipe_for(
-        teacher_folder, data, task="masakhaner", languages=["hau"], epochs=6, learning_rate=3e-3
+        teacher_folder,
+        data,
+        task="masakhaner",
+        languages=["hau"],
+        epochs=6,
+        learning_rate=3e-3,
     )
     scores = run_finetune(recipe, tmp_path / "run")
     assert scores["measure"] == "f1"
@@ -306,57 +302,8 @@ def test_words_are_tagged_and_measured_by_entity(teacher_folder, tmp_path):
         evaluate(tmp_path / "student", floor="tfidf")
 
 
-def test_the_floor_teaches_and_says_the_same_after_a_resume(teacher_folder, data, tmp_path):
-    recipe = recipe_for(teacher_folder, data, floor_weight=0.7, floor_mixtures=0.5, epochs=1)
-    run_finetune(recipe, tmp_path / "run")
-    kept = load_numpy(tmp_path / "run/floor.safetensors")
-    assert {name: found.shape for name, found in kept.items()} == {
-        "hau": (120, 3),
-        "hau/mixtures": (60, 3),
-        "swa": (120, 3),
-        "swa/mixtures": (60, 3),
-    }
-    assert read_json(tmp_path / "run/seed-0/run.json")["steps"] == 23  # of 360 texts, 16 a step
-    logged = lines(tmp_path / "run/seed-0/metrics.jsonl")[0]
-    assert {"labels", "floor"} <= logged.keys()
-    shutil.rmtree(tmp_path / "run/seed-0")
-    (tmp_path / "run/run.json").write_text('{"state": "interrupted"}')
-    save_numpy(
-        {name: found[:, ::-1].copy() for name, found in kept.items()},
-        tmp_path / "run/floor.safetensors",
-    )
-    run_finetune(recipe, tmp_path / "run", resume=True)
-    assert lines(tmp_path / "run/seed-0/metrics.jsonl")[0]["floor"] != logged["floor"]
-
-
-def test_a_floor_that_was_fitted_once_is_taken_by_other_runs(
-    teacher_folder, data, tmp_path, monkeypatch, capsys
-):
-    recipe = recipe_for(teacher_folder, data, floor_weight=0.7, epochs=1)
-    run_finetune(recipe, tmp_path / "first")
-    monkeypatch.setattr(finetune, "fit_floor", None)
-    run_finetune(recipe, tmp_path / "second")
-    assert "TF-IDF's labels as they lie in" in capsys.readouterr().out
-    first, second = (
-        load_numpy(tmp_path / name / "floor.safetensors") for name in ("first", "second")
-    )
-    assert all((first[name] == second[name]).all() for name in first)
-    with pytest.raises(TypeError, match="NoneType"):  # other mixtures are other labels
-        run_finetune(
-            recipe_for(teacher_folder, data, floor_weight=0.7, floor_mixtures=1.0),
-            tmp_path / "third",
-        )
-
-
-def test_words_have_no_floor(teacher_folder, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"objective\.floor_weight: got 1\.0, expected 0, as TF-IDF"
-    ):
-        recipe_for(teacher_folder, tmp_path, task="masakhaner", floor_weight=1.0)
-
-
-def test_random_weights_in_the_shape_of_a_model(teacher_folder, data, tmp_path):
-    recipe = recipe_for(teacher_folder, data, initial="random", epochs=1, learning_rate=1e-6)
+def test_random_weights_in_the_shape_of_a_model(teacher_folder, sentiment, tmp_path):
+    recipe = recipe_for(teacher_folder, sentiment, initial="random", epochs=1, learning_rate=1e-6)
     run_finetune(recipe, tmp_path / "run")
     ours = load_tuned(tmp_path / "run/seed-0/model").model.state_dict()
     theirs = load_file(teacher_folder / "model.safetensors")
@@ -373,63 +320,26 @@ def test_random_weights_in_the_shape_of_a_model(teacher_folder, data, tmp_path):
         ({"dropout": 0.3, "attention_dropout": 0}, (0.3, 0, 0.3)),
     ],
 )
-def test_dropout_of_hidden_states_attention_and_classifier(teacher_folder, data, given, expected):
-    recipe = recipe_for(teacher_folder, data, **given)
+def test_dropout_of_hidden_states_attention_and_classifier(
+    teacher_folder, sentiment, given, expected
+):
+    recipe = recipe_for(teacher_folder, sentiment, **given)
     task = open_task(recipe.task, "train").task
     config = make_task_model(recipe.model, task, load_tokenizer(str(teacher_folder))).config
     found = (config.hidden_dropout_prob, config.attention_probs_dropout_prob)
     assert (*found, config.classifier_dropout) == expected
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"alpha": 0.7}, "objective.alpha: got 0.7, expected nothing, unless --teacher"),
-        ({"label_weight": 0.0}, "objective.label_weight: got 0.0, expected a number above 0"),
-        ({"seeds": [1, 1]}, "run.seeds: got"),
-        ({"attention_dropout": 1.0}, "model.attention_dropout: got 1.0, expected 0 or more and"),
-        ({"max_length": 100}, "model.max_length: got 100, but the model has positions for 64"),
-        ({"languages": ["hau", "xho"]}, "has no train file (.tsv, .csv, .jsonl) for xho"),
-    ],
-)
-def test_what_cannot_be_is_said_in_one_line(teacher_folder, data, tmp_path, given, message):
-    with pytest.raises(ValueError, match=r".") as raised:
-        run_finetune(recipe_for(teacher_folder, data, **given), tmp_path / "run")
-    assert message in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
-def test_a_model_that_is_not_there_leaves_no_run_behind(data, tmp_path):
+def test_a_model_that_is_not_there_leaves_no_run_behind(sentiment, tmp_path):
     with pytest.raises(ValueError, match=r"--model: .*nowhere"):
-        run_finetune(recipe_for(tmp_path / "nowhere", data), tmp_path / "run")
+        run_finetune(recipe_for(tmp_path / "nowhere", sentiment), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_without_all_its_seeds_is_not_measured(teacher_folder, data, tmp_path):
+def test_a_run_without_all_its_seeds_is_not_measured(teacher_folder, sentiment, tmp_path):
     """Else its mean and interval would be of fewer seeds than its recipe says."""
-    run_finetune(recipe_for(teacher_folder, data, seeds=[0, 1], epochs=1), tmp_path / "run")
+    run_finetune(recipe_for(teacher_folder, sentiment, seeds=[0, 1], epochs=1), tmp_path / "run")
     assert evaluate(tmp_path / "run", split="dev")["seeds"] == [0, 1]
     (tmp_path / "run/seed-1/model/comet.json").unlink()
     with pytest.raises(ValueError, match=r"--run: .* holds no model of seed 1 yet; go on with"):
         evaluate(tmp_path / "run", split="dev")
-
-
-def test_several_seeds_of_tfidf_are_refused(data):
-    with pytest.raises(ValueError, match=r"run\.seeds: got \[0, 1\], expected one, as .*tfidf"):
-        recipe_for("tfidf", data, seeds=[0, 1])
-
-
-def test_options_of_a_model_are_refused_beside_tfidf(data):
-    with pytest.raises(
-        ValueError, match=r"optimisation\.epochs: got 3, expected nothing, as model.model is tfidf"
-    ):
-        recipe_for("tfidf", data, epochs=3)
-
-
-def test_the_rate_follows_from_the_width_unless_it_is_given():
-    recipe = FinetuneRecipe.__dataclass_fields__["optimisation"].default_factory()
-    rates = [recipe.resolved(100, width).learning_rate for width in (1024, 512, 256, 64)]
-    assert rates == pytest.approx([2e-5, 8e-5, 3.2e-4, 5e-4])
-    assert recipe.resolved(100, 64).embedding_learning_rate is None
-    faster = replace(recipe, learning_rate=1e-3, embedding_learning_rate=5e-3).resolved(100, 64)
-    assert (faster.learning_rate, faster.embedding_learning_rate) == (1e-3, 5e-3)

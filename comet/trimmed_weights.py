@@ -1,0 +1,122 @@
+"""Weights and configuration of a model without some entries of its vocabulary.
+
+Every tensor is copied as it is, those that have a row for each entry without the rows of what was dropped: the input
+embeddings, the output embeddings where they are not the same, and the output's bias.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
+
+from comet.durable import write_json
+from comet.students import said_plainly
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def write_trimmed(folder: Path, kept: np.ndarray, output: Path) -> dict[str, int]:
+    """Write weights, those of the vocabulary without what was dropped, and the configuration that goes with them.
+
+    Args:
+        folder: of the model as it was saved.
+        kept: `[N]` ids of the entries to keep, ascending.
+        output: a folder that exists.
+
+    Returns:
+        How many parameters there were `before`, and are `after`.
+
+    Raises:
+        ValueError: its weights are no safetensors, or nothing in them has a row for every entry.
+    """
+    rows = AutoConfig.from_pretrained(folder, trust_remote_code=False).vocab_size
+    names = _vocabulary_tensors(folder, rows)
+    index = torch.from_numpy(kept)
+    tensors: dict[str, Tensor] = {}
+    before = 0
+    for path in _weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            held = file.keys()
+            for name in held:
+                tensor = file.get_tensor(name)
+                before += tensor.numel()
+                tensors[name] = tensor[index] if name in names else tensor
+    if not names & tensors.keys():
+        raise ValueError(f"--model: found no embeddings of {rows:,} entries in {folder}")
+    save_file(tensors, output / _WEIGHTS, metadata={"format": "pt"})
+    content = json.loads((folder / "config.json").read_text("utf-8"))
+    content["vocab_size"] = len(kept)
+    new = {int(old): number for number, old in enumerate(kept)}
+    for key, value in content.items():
+        if key.endswith("_token_id") and value is not None:
+            content[key] = (
+                [new[one] for one in value if one in new]
+                if isinstance(value, list)
+                else new.get(value)
+            )
+    write_json(output / "config.json", content)
+    return {"before": before, "after": sum(one.numel() for one in tensors.values())}
+
+
+def _vocabulary_tensors(folder: Path, rows: int) -> set[str]:
+    """Names of what has a row for every entry: input and output embeddings, and the output's bias."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        model = _class_of(folder)(config)
+    embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
+    weights = [module.weight for module in embeddings if module is not None]
+    return {
+        name
+        for name, value in model.state_dict(keep_vars=True).items()
+        if any(value is weight for weight in weights)
+        or (value.shape == (rows,) and ".layer" not in name)
+    }
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if (folder / _INDEX).is_file():
+        named = json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(named))]
+    if not (folder / _WEIGHTS).is_file():
+        raise ValueError(f"--model: {folder} holds no {_WEIGHTS}; save the model as safetensors")
+    return [folder / _WEIGHTS]
+
+
+def load_as_saved(folder: Path) -> PreTrainedModel:
+    """Load a model with the head it was saved with, in float32 and evaluation mode.
+
+    Raises:
+        ValueError: it cannot be loaded, in one line.
+    """
+    with said_plainly("--model", str(folder)):
+        model = _class_of(folder).from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    return model.eval()
+
+
+def _class_of(folder: Path) -> Any:
+    """The class that the model was saved as.
+
+    Raises:
+        ValueError: transformers has none of that name.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    name = (config.architectures or ["AutoModel"])[0]
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise ValueError(f"--model: transformers has no {name}, which {folder} was saved as")
+    return found
