@@ -70,7 +70,10 @@ class Results:
         if self._plan.teacher is None:
             return None
         held_out = read_json(Path(self._plan.teacher).parent / "held_out.json")
-        return {"model": self._plan.teacher, "held_out": held_out or None}
+        model = self._plan.teacher
+        if self._grid.adapt is not None:  # it lies in the experiment's folder, which may be moved
+            model = self._relative(Path(model))
+        return {"model": model, "held_out": held_out or None}
 
     def _cell(self, cell: Cell) -> dict[str, Any]:
         stages = {stage.name: stage for stage in self._plan.of(cell.name)}
