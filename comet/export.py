@@ -272,8 +272,8 @@ def _form_lines(report: Mapping[str, Any]) -> Iterator[str]:
     quantised = report["quantized"]
     if quantised:
         yield (
-            f"int8        {quantised['tables']} tables of embeddings, "
-            f"{quantised.get('products', 'no')} products with weights"
+            f"int8        tables of embeddings: {quantised['tables']}, products with weights: "
+            f"{quantised.get('products', 'none')}"
             + ", those of seven bits"
             * quantised.get("reduce_range", False)
         )

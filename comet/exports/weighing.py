@@ -48,5 +48,6 @@ def _in_safetensors(file: Path) -> dict[str, int]:
 
 def _in_graph(file: Path) -> dict[str, int]:
     """Bytes of each tensor that a graph holds."""
-    model = extra("onnx", "--format onnx needs").load(file)
-    return {one.name: int(one.ByteSize()) for one in model.graph.initializer}
+    onnx = extra("onnx", "--format onnx needs")
+    graph = onnx.load(file).graph
+    return {one.name: onnx.numpy_helper.to_array(one).nbytes for one in graph.initializer}
