@@ -145,6 +145,21 @@ def test_in_int8_nothing_large_is_in_float32_and_nothing_there_twice(exported, s
     assert kept["reduce_range"] == sums_overflow()
 
 
+def test_embeddings_alone_in_int8(exported, sources, tmp_path, monkeypatch):
+    traced = exported("bert") / GRAPH  # stands for what the exporter would give
+    monkeypatch.setattr(export, "trace", lambda _, file: file.write_bytes(traced.read_bytes()))
+    main(["--model", str(sources / "bert"), "--format", "onnx", "--int8", "embeddings",
+          "--output", str(tmp_path / "new")])  # fmt: skip
+    report = report_of(tmp_path / "new")
+    assert report["quantized"] == {"tables": 1}
+    assert report["weights"] == "int8, embeddings"
+    before, after = (weigh(one) for one in (traced.parent, tmp_path / "new"))
+    assert after["weights"] == before["weights"]
+    assert after["embeddings"] < 0.45 * before["embeddings"]
+    assert report["parity"]["agreement"] > 0.98
+    assert 1e-5 < report["parity"]["largest_error"] < 0.05
+
+
 def test_the_report_counts_the_labels_that_differ(exported, sources):
     found = report_of(exported("xlm-r"))["parity"]
     data = open_task(
