@@ -8,6 +8,8 @@
 A model that tags words finds entities instead:
 
     Classifier("runs/names").entities(["Amina ta tafi Kano"])  # [[Entity("PER", "Amina", 0, 5), ...]]
+
+A folder that `comet.export` wrote is used likewise.
 """
 
 import re
@@ -22,8 +24,8 @@ from torch import Tensor
 
 from comet.corpus.lines import clean
 from comet.fine_tuned import find_model
+from comet.onnx_encoder import OnnxEncoder, load_encoder
 from comet.task_batches import encode, prediction_batches
-from comet.task_model import TaskEncoder, load_tuned
 from comet.tasks.entities import OUTSIDE, spans
 from comet.tasks.task import Example
 from comet.tfidf import TfidfModel, is_tfidf
@@ -66,9 +68,10 @@ class Classifier:
     """A fine-tuned encoder or TF-IDF model, ready to predict.
 
     Args:
-        model: a model's folder, or one that `comet.finetune` wrote: of its seeds the best on dev is taken.
+        model: a model's folder, one that `comet.export` wrote, or that of a run of `comet.finetune`, of whose seeds
+            the best on dev is taken.
         language: code of the language, where a run has a model for each.
-        device: such as "cuda:0"; None for the accelerator, or the CPU where there is none.
+        device: such as "cuda:0"; None for the accelerator, or the CPU where there is none or the model is in ONNX.
         batch_size: texts that are read at once.
 
     Attributes:
@@ -165,13 +168,17 @@ class _Encoder:
     """A fine-tuned encoder on its device."""
 
     def __init__(self, folder: Path, device: str | None, batch_size: int) -> None:
-        tuned = load_tuned(folder)
-        self.kind, self.labels = tuned.card.kind, tuple(tuned.card.labels)
-        self._tokenizer = tuned.tokenizer
-        self._max_length = tuned.card.max_length
+        model, self._tokenizer, card = load_encoder(folder)
+        self.kind, self.labels = card.kind, tuple(card.labels)
+        self._max_length = card.max_length
         self._batch_size = batch_size
-        self._device = _device(device)
-        self._model = TaskEncoder(tuned.model).to(self._device).eval()
+        in_onnx = isinstance(model, OnnxEncoder)
+        self._device = _device("cpu" if in_onnx and device is None else device)
+        if in_onnx and self._device.type != "cpu":
+            raise ValueError(
+                f"--device: got {device!r}, but {folder} was exported for the CPU; leave it out"
+            )
+        self._model = model.to(self._device).eval()
 
     @torch.inference_mode()
     def __call__(self, examples: Sequence[Example]) -> dict[tuple[int, int], NDArray[np.float32]]:

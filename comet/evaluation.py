@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from comet.durable import write_json
+from comet.onnx_encoder import load_encoder
 from comet.predictions import PredictedExample, read_predictions, write_predictions
 from comet.processes import on_main, say, this_process
 from comet.scores import System, summary
-from comet.task_model import TaskEncoder, load_tuned
 from comet.task_predict import SplitPredictor, tfidf_answers
 from comet.tasks import Example, Task, TaskData, TaskRecipe, open_task
 from comet.tasks.task import problem_table
@@ -184,19 +184,17 @@ def fingerprint(examples: Iterable[Example]) -> str:
 
 def _answers(model: Path, data: TaskData) -> dict[str, list[PredictedExample]]:
     if is_tfidf(model):
-        loaded = TfidfModel.load(model)
-        answers = tfidf_answers(loaded, data.examples)
+        answers = tfidf_answers(TfidfModel.load(model), data.examples)
     else:
-        tuned = load_tuned(model)
-        encoder = TaskEncoder(tuned.model).to(this_process().device)
+        loaded = load_encoder(model)
         predictor = SplitPredictor(
             data,
-            tuned.tokenizer,
-            tuned.card.max_length,
+            loaded.tokenizer,
+            loaded.card.max_length,
             this_process().device,
             contextlib.nullcontext,
         )
-        answers = predictor(encoder)
+        answers = predictor(loaded.model.to(this_process().device))
     return {
         language: [one for one in answers if one.language == language]
         for language in data.languages

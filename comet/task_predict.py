@@ -1,22 +1,22 @@
 """What a model with a task's head says to examples, and how well it does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from comet.measures import count_examples, main_measure, measures
 from comet.predictions import PredictedExample
 from comet.task_batches import encode, prediction_batches
-from comet.task_model import TaskEncoder
 from comet.tasks import Example, Task, TaskData
 from comet.tfidf import TfidfModel
 
 BATCH_SIZE = 64
+Place = tuple[int, int]
 
 
 class SplitPredictor:
@@ -46,18 +46,28 @@ class SplitPredictor:
         self._device = device
         self._autocast = autocast
 
-    def __call__(self, encoder: TaskEncoder) -> list[PredictedExample]:
+    def __call__(self, encoder: nn.Module) -> list[PredictedExample]:
         """The answers, in the order of the examples. Every process computes all of them."""
-        found = self._probabilities(encoder)
+        return self.answers(self.logits(encoder))
+
+    def answers(self, logits: Mapping[Place, Tensor]) -> list[PredictedExample]:
+        """What logits say, in the order of the examples."""
+        found: dict[Place, Tensor] = {}
+        if logits:  # there are none where no word has a piece
+            probabilities_NL = torch.stack(list(logits.values())).softmax(-1)
+            found = dict(zip(logits, probabilities_NL, strict=True))
         outside = _outside(self.task)
         return [
             _answer(example, number, found, outside)
             for number, example in enumerate(self._examples)
         ]
 
-    def measure(self, encoder: TaskEncoder) -> dict[str, dict[str, float]]:
+    def measure(self, encoder: nn.Module) -> dict[str, dict[str, float]]:
         """Measures and, for texts, the loss (mean cross-entropy) by language; `all` is the mean over languages."""
-        answers = self(encoder)
+        return self.measured(self(encoder))
+
+    def measured(self, answers: Sequence[PredictedExample]) -> dict[str, dict[str, float]]:
+        """The same of answers that were given before."""
         by_language = {
             language: measured(self.task, [one for one in answers if one.language == language])
             for language in self.languages
@@ -70,15 +80,19 @@ class SplitPredictor:
         return by_language
 
     @torch.no_grad()
-    def _probabilities(self, encoder: TaskEncoder) -> dict[tuple[int, int], Tensor]:
-        """Example and item → `[L]`; item 0 of a text, or the number of a word."""
+    def logits(self, encoder: nn.Module) -> dict[Place, Tensor]:
+        """Example and item → `[L]` float32; item 0 of a text, or the number of a word.
+
+        Args:
+            encoder: a `TaskEncoder`, or one that was exported.
+        """
         encoder.eval()
-        found: dict[tuple[int, int], Tensor] = {}
+        found: dict[Place, Tensor] = {}
         for chosen, batch in prediction_batches(self._rows, self._padding, BATCH_SIZE):
             with self._autocast():
                 logits_NL = encoder(batch.to(self._device))[0]
             places = [(row.example, item) for row in chosen for item in row.items]
-            found.update(zip(places, logits_NL.float().softmax(-1).cpu(), strict=True))
+            found.update(zip(places, logits_NL.float().cpu(), strict=True))
         return found
 
     @property
@@ -108,7 +122,7 @@ def _outside(task: Task) -> int:
 
 
 def _answer(
-    example: Example, number: int, found: dict[tuple[int, int], Tensor], outside: int
+    example: Example, number: int, found: Mapping[Place, Tensor], outside: int
 ) -> PredictedExample:
     if isinstance(example.label, int):
         values = found[number, 0]

@@ -158,5 +158,6 @@ def system_of_models(folders: Sequence[Path], *, name: str | None = None) -> Tun
 
 
 def weights_fingerprint(model: Path) -> str:
-    """SHA-256 of a saved model's weights, of one file or several."""
-    return " ".join(checksum(file) for file in sorted(model.glob("*.safetensors")))
+    """SHA-256 of a saved or exported model's weights, of one file or several."""
+    files = sorted([*model.glob("*.safetensors"), *model.glob("*.onnx")])
+    return " ".join(checksum(file) for file in files)

@@ -12,11 +12,20 @@ SENTIMENT = ("negative", "neutral", "positive")
 NAMES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
 
-def save_tiny(folder: Path, tokenizer, kind="sequence", *, seed=0, dev=0.5, max_length=16):
+def save_tiny(
+    folder: Path,
+    tokenizer,
+    kind="sequence",
+    *,
+    seed=0,
+    dev=0.5,
+    max_length=16,
+    architecture="xlm-r",
+):
     """Save a model whose answers differ from text to text; returns it."""
     labels = SENTIMENT if kind == "sequence" else NAMES
-    architecture, special = CONFIGURATIONS["xlm-r"]
-    config = architecture(
+    configuration, special = CONFIGURATIONS[architecture]
+    config = configuration(
         vocab_size=len(tokenizer),
         hidden_size=32,
         num_hidden_layers=2,
