@@ -6,6 +6,7 @@ What torch, transformers and onnxruntime take themselves is subtracted.
 """
 
 import contextlib
+import importlib
 import json
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def measure(found: str, length: int, threads: int, device: torch.device) -> Resi
 def _libraries() -> int | None:
     """What the libraries hold, once all that a first use loads lazily is there."""
     with contextlib.suppress(ImportError):
-        import onnxruntime  # noqa: F401
+        importlib.import_module("onnxruntime")
     small = transformers.BertConfig(
         vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
     )

@@ -1,5 +1,6 @@
 """A model as one call that takes token ids and a mask, whatever runs it: torch, or onnxruntime."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +62,7 @@ def _open_torch(model: Model, device: torch.device, flag: str) -> Run:
 
 def _open_onnx(model: Model, device: torch.device, threads: int, flag: str) -> Run:
     try:
-        import onnxruntime
+        onnxruntime: Any = importlib.import_module("onnxruntime")
     except ImportError as error:
         raise ValueError(
             f"{flag}: {model.name} is an ONNX model, which needs onnxruntime: pip install 'comet-distill[export]'"
