@@ -78,7 +78,7 @@ def measure(found: str, length: int, threads: int, device: torch.device) -> Resi
         loaded = torch.cuda.memory_allocated(device)
         run(*inputs)
         return Resident(loaded, torch.cuda.max_memory_allocated(device))
-    libraries = _libraries()
+    libraries = libraries_bytes()
     run = open_model(model, device, threads)
     if libraries is None:
         return Resident(None, None)
@@ -87,8 +87,8 @@ def measure(found: str, length: int, threads: int, device: torch.device) -> Resi
     return Resident(max(loaded - libraries, 0), max(peak_resident_bytes() - libraries, 0))
 
 
-def _libraries() -> int | None:
-    """What the libraries hold, once all that a first use loads lazily is there."""
+def libraries_bytes() -> int | None:
+    """What the libraries hold, once all that a first use loads lazily is there; None where the system does not say."""
     with contextlib.suppress(ImportError):
         importlib.import_module("onnxruntime")
     small = transformers.BertConfig(

@@ -38,7 +38,8 @@ def _lines(profile: Mapping[str, Any]) -> Iterator[str]:
     computed = any(model["disk"]["computed"] for model in models)
     yield "bytes on disk" + " (of a shape: computed, nothing is written)" * computed
     for part in ("weights", "tokenizer", "all"):
-        yield rows.row(part, "disk", part, size)
+        if any(model["disk"][part] is not None for model in models):
+            yield rows.row(part, "disk", part, size)
     yield from rows.published("size")
     yield "memory, beyond the libraries'"
     yield rows.row("loaded, all weights read", "resident", "loaded", size)
