@@ -4,7 +4,6 @@ A file holds `ops`, one record per case and implementation, and `steps`, one per
 benchmarks again replaces only the records it makes anew.
 """
 
-import contextlib
 import json
 import os
 import platform
@@ -94,10 +93,10 @@ def describe_versions() -> dict[str, str | None]:
 def describe_hardware() -> Record:
     """Processor, memory, threads in use and, where there is one, the GPU."""
     hardware: Record = {
-        "cpu": _processor(),
+        "cpu": environment.processor(),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": environment.machine_bytes(),
     }
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
@@ -125,14 +124,6 @@ def measure_ceilings(device: str) -> dict[str, float]:
 
 def _identity(section: str, record: Record) -> str:
     return json.dumps([record[field] for field in _IDENTITY[section]])
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-        if found:
-            return found[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _seconds_of_copy(count: int, device: str) -> float:

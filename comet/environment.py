@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import re
 import resource
 import subprocess
@@ -11,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 STATUS = Path("/proc/self/status")
+MEMORY = Path("/proc/meminfo")
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
@@ -65,3 +67,26 @@ def peak_resident_bytes() -> int:
         return resident_bytes("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_bytes() -> int:
+    """Memory that programs can still have: Linux's estimate, elsewhere all of the machine's."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"MemAvailable:\s+(\d+) kB", MEMORY.read_text(encoding="ascii"))
+        if found:
+            return int(found[1]) * 1024
+    return machine_bytes()
+
+
+def machine_bytes() -> int:
+    """Memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def processor() -> str:
+    """What the processor is called."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()

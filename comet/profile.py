@@ -1,109 +1,192 @@
-"""`python -m comet.profile --projection`: what each kind of projection of attention maps costs, on paper.
+"""`python -m comet.profile`: what a model costs in parameters, bytes and time, alone or against another.
 
-Parameters are counted, memory is that of training them (float32 with gradient and Adam's two moments), operations are
-those of the matrix products of one step, forward and backward: two for every multiplication and addition.
+    python -m comet.profile --model runs/sentiment --against runs/teacher-sentiment
+    python -m comet.profile --model shape:paper-student --against shape:paper-teacher
+    python -m comet.profile --projection
+
+Models are read in turns within one run, so that what slows the machine for a while slows both. With `--projection` it
+tells what each kind of projection of attention maps costs, on paper.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from tqdm import tqdm
 
 from comet.configuration import run_command
-from comet.projections import memory_bytes, trained_bytes
+from comet.durable import replace_file, write_json
+from comet.profiles import projection_costs
+from comet.profiles.models import find
+from comet.profiles.profile import FLAGS, Settings, profile
+from comet.profiles.table import table
+from comet.profiles.timing import FEWEST, Patience
 
 PROGRAM = "comet.profile"
 
 
-class Cost(NamedTuple):
-    """One kind of projection at one length.
-
-    Attributes:
-        kind: as in `objective.projection`, with its size.
-        parameters: how many.
-        operations: of one training step on a batch.
-    """
-
-    kind: str
-    parameters: int
-    operations: int
-
-
-def projection_costs(length: int, terms: Sequence[int], rank: int, batch: int) -> Iterator[Cost]:
-    """Costs of the kinds of projection for maps `[batch, length, length]`.
-
-    A product costs as much again for each of its two gradients.
-
-    Args:
-        length: S.
-        terms: K of the kronecker projections.
-        rank: r of the lowrank projection.
-        batch: B.
-    """
-    square = length**2
-    yield Cost("identity", 0, 0)
-    yield Cost("dense", square**2, 3 * 2 * batch * square**2)
-    yield Cost(f"lowrank, r = {rank}", 2 * rank * square, 3 * 2 * batch * 2 * rank * square)
-    for count in terms:
-        products = 2 * count * length * square  # L A, then R on its right
-        yield Cost(f"kronecker, K = {count}", 2 * count * square, 3 * 2 * batch * products)
-
-
-def table(costs: Sequence[Cost]) -> Iterator[str]:
-    """A line for each kind, dense's share beside it."""
-    dense = next(cost for cost in costs if cost.kind == "dense")
-    there = memory_bytes()
-    yield f"{'':16} {'parameters':>14} {'of dense':>9} {'to train':>10} {'GFLOP a step':>13} {'of dense':>9}"
-    for cost in costs:
-        needed = trained_bytes(cost.parameters)
-        yield (
-            f"{cost.kind:16} {cost.parameters:14,} {cost.parameters / dense.parameters:9.3%} "
-            f"{_bytes(needed):>10} {cost.operations / 1e9:13,.2f} "
-            f"{cost.operations / dense.operations:9.2%}"
-            + "  does not fit this machine"
-            * (needed > there)
-        )
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count / 1024:,.0f} KiB"
-
-
 def main(argv: Sequence[str]) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {PROGRAM}", description="What the parts of Comet cost, on paper."
-    )
-    parser.add_argument(
-        "--projection", action="store_true", required=True, help="projections of attention maps"
-    )
-    parser.add_argument(
-        "--length", type=int, nargs="+", default=[128], help="tokens per sequence (default: 128)"
-    )
-    parser.add_argument(
-        "--terms", type=int, nargs="+", default=[1, 4, 16], help="K of kronecker (default: 1 4 16)"
-    )
-    parser.add_argument("--rank", type=int, default=64, help="rank of lowrank (default: 64)")
-    parser.add_argument("--batch", type=int, default=32, help="sequences per step (default: 32)")
-    given = parser.parse_args(argv)
+    """Run the command line.
+
+    Raises:
+        ValueError: something the user can mend, in one line; nothing is written then.
+    """
+    if "--projection" in argv:
+        projection_costs.print_costs(projection_costs.read_command(argv, PROGRAM))
+        return
+    given = _parser().parse_args(list(argv))
+    settings = _settings(given)
+    written = _Written(given.json, given.plot)
+    models = [
+        find(name, given.language, flag=flag)
+        for flag, name in zip(FLAGS, (given.model, given.against), strict=True)
+        if name is not None
+    ]
+    for model in models:
+        if model.choice:
+            print(f"{PROGRAM}: {model.choice}", file=sys.stderr)
+    torch.set_num_threads(settings.threads)
+    with _saying() as say:
+        found = profile(models, settings, say)
+    print(table(found), flush=True)
+    written.write(found)
+
+
+class _Written:
+    """The files that are asked for; that they can be written is known before anything is measured."""
+
+    def __init__(self, json_file: Path | None, plot: Path | None) -> None:
+        self._json, self._plot = json_file, plot
+        if plot is not None:
+            from comet.profiles.plot import draw, require_kind  # needs matplotlib
+
+            self._draw, self._kind = draw, require_kind(plot)
+        for flag, file in (("--json", json_file), ("--plot", plot)):
+            if file is None:
+                continue
+            if file.exists():
+                raise ValueError(f"{flag}: {file} exists; name another file")
+            parent = file.absolute().parent
+            if not parent.is_dir() or not os.access(parent, os.W_OK):
+                raise ValueError(f"{flag}: {parent} is not a folder that can be written to")
+
+    def write(self, found: dict[str, Any]) -> None:
+        if self._json is not None:
+            write_json(self._json, found)
+            print(f"\nfigures  {self._json}", flush=True)
+        if self._plot is not None:
+            partial = self._plot.with_name(f".{self._plot.name}.{os.getpid()}.partial")
+            try:
+                partial.write_bytes(self._draw(found, self._kind))
+                replace_file(partial, self._plot)
+            finally:
+                partial.unlink(missing_ok=True)
+            print(f"plot     {self._plot}", flush=True)
+
+
+@contextlib.contextmanager
+def _saying() -> Iterator[Callable[[str], None]]:
+    """What is done now: one line that changes on a terminal, plain lines elsewhere, and never among the figures."""
+    if not sys.stderr.isatty():
+        yield lambda text: print(text, file=sys.stderr, flush=True)
+        return
+    with tqdm(bar_format="{desc} {elapsed}", leave=False) as bar:
+        yield bar.set_description_str
+
+
+def _settings(given: argparse.Namespace) -> Settings:
     for name, values in (
-        ("length", given.length),
-        ("terms", given.terms),
-        ("rank", [given.rank]),
+        ("lengths", given.lengths),
         ("batch", [given.batch]),
+        ("passes", [given.passes]),
+        ("threads", [given.threads or 1]),
     ):
         for value in values:
             if value < 1:
                 raise ValueError(f"--{name}: got {value}, expected 1 or more")
-    for position, length in enumerate(given.length):
-        print(
-            "\n" * (position > 0)
-            + f"projection of attention maps at {length} tokens, {given.batch} sequences a step"
-        )
-        costs = list(projection_costs(length, given.terms, given.rank, given.batch))
-        print("\n".join(table(costs)), flush=True)
+    if not given.seconds > 0:
+        raise ValueError(f"--seconds: got {given.seconds}, expected a number above 0")
+    return Settings(
+        lengths=sorted(set(given.lengths)),
+        batch=given.batch,
+        threads=given.threads or torch.get_num_threads(),
+        device=_device(given.device),
+        latency=Patience(given.passes, given.seconds),
+        throughput=Patience(max(FEWEST, given.passes // 5), given.seconds),
+    )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"--device: got {name!r}, which cannot be used: {reason}") from error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists what can be given")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog=f"python -m {PROGRAM}",
+        description="What a model costs in parameters, bytes and time, alone or against another.",
+        epilog="--projection instead: what each kind of projection of attention maps costs (--projection --help).",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="M",
+        help="a model's folder, also one exported to ONNX; a run of comet.finetune, whose best seed on dev is taken; "
+        "or a shape with random weights: shape:paper-student, shape:paper-teacher, "
+        "shape:LAYERSxHIDDEN,HEADS,INTERMEDIATE,VOCABULARY",
+    )
+    parser.add_argument("--against", metavar="M", help="another, measured in turns with the first")
+    parser.add_argument(
+        "--language", metavar="CODE", help="of the model, where a run has one for each"
+    )
+    parser.add_argument(
+        "--lengths",
+        type=int,
+        nargs="+",
+        default=[16, 32, 64, 128],
+        metavar="N",
+        help="tokens per sequence (default: 16 32 64 128)",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=8, metavar="N", help="sequences of throughput (default: 8)"
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="that compute (default: as torch chooses)"
+    )
+    parser.add_argument("--device", default="cpu", help="such as cuda:0 (default: cpu)")
+    parser.add_argument(
+        "--passes",
+        type=int,
+        default=50,
+        metavar="N",
+        help="of each model at each length, a fifth of that in throughput (default: 50)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=20.0,
+        metavar="X",
+        help="at each length, after which no more turns begin (default: 20)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw them here: .svg or .png (extra report)"
+    )
+    return parser
 
 
 if __name__ == "__main__":

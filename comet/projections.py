@@ -6,7 +6,6 @@ sum of two-sided products, `P(A) = Σ_k L_k A R_kᵀ`: any matrix on vec(A) is s
 (Van Loan and Pitsianis, 1993).
 """
 
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from comet.environment import machine_bytes
 from comet.objective_recipe import ObjectiveRecipe
 
 LARGE_BYTES = 1 << 30  # from here on a projection's size is worth a line
@@ -200,4 +200,4 @@ def memory_bytes() -> int:
     """Of the GPU where there is one, else of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return machine_bytes()

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from comet.environment import STATUS, peak_resident_bytes, resident_bytes
+from comet.environment import peak_resident_bytes
 
 TOKENS = 32
 _WARM_UP, _ROUNDS, _PATIENCE = 5, 30, 300
@@ -73,7 +73,9 @@ def measure(folder: Path) -> Cost:
     """Load a model here and run it."""
     import torch
 
-    libraries = _resident()
+    from comet.profiles.resident import libraries_bytes
+
+    libraries = libraries_bytes()
     run = _transformer(folder) if (folder / "config.json").is_file() else _other(folder)
     for _ in range(_WARM_UP):
         run()
@@ -111,20 +113,6 @@ def _other(folder: Path) -> Callable[[], object]:
     classifier = cast(Any, Classifier(str(folder)))
     words = " ".join(toy_sentences("swa", TOKENS)).split()[:TOKENS]
     return lambda: classifier.predict([" ".join(words)])
-
-
-def _resident() -> int | None:
-    """What the libraries hold, once all that a first use loads lazily is there."""
-    import torch
-    import transformers
-
-    small = transformers.BertConfig(
-        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-    )
-    model = transformers.BertModel(small).eval()
-    with torch.inference_mode():
-        model(input_ids=torch.ones(1, TOKENS, dtype=torch.long))
-    return resident_bytes("VmRSS") if STATUS.exists() else None
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -1,0 +1,1 @@
+"""What a model costs: parameters, bytes, time; and what projections of attention maps would."""
