@@ -69,7 +69,7 @@ def test_a_cache_is_made_of_the_trimmed_teacher_and_known_by_it(
     [
         (["--trim", "0"], r"teacher\.trim: got 0\.0, expected a number of entries, such as 32000"),
         (["--trim", "150.5"], r"teacher\.trim: got 150\.5, expected a number of entries"),
-        (["--trim", "3"], r"teacher\.trim: got 3, expected 55 or more: 6 special"),
+        (["--trim", "3"], r"teacher\.trim: got 3, expected \d+ or more: 6 special"),
         (["--trim", "3000"], r"teacher\.trim: got 3,000, but the vocabulary has 300 entries"),
     ],
 )
