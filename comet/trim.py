@@ -115,7 +115,11 @@ def trim(
     )
     _require_known(tokenizer, counts)
     choice = vocabulary.choose(counts, size=size, coverage=coverage)
-    trimmed = vocabulary.only(choice.kept)
+    trimmed, entries = vocabulary.only(choice.kept), len(vocabulary)
+    del (
+        vocabulary,
+        counts,
+    )  # of 250,002 entries some hundred MiB, beside which both models are to fit
     held_out = corpus.held_out()
     kept = {
         language: _kept(language, texts, tokenizer, trimmed, choice)
@@ -134,7 +138,7 @@ def trim(
             "schema": 1,
             "model": str(model),
             "asked": {"size": size, "coverage": coverage},
-            "entries": {"before": len(vocabulary), "after": len(choice.kept)},
+            "entries": {"before": entries, "after": len(choice.kept)},
             "special": choice.special,
             "characters": choice.characters,
             "parameters": parameters,
