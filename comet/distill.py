@@ -15,6 +15,7 @@ import comet_kernels.reference
 from comet import quickstart
 from comet.agreement import Agreement, measure_distiller, table
 from comet.configuration import parse_command, run_command
+from comet.initialisation import start_from_teacher
 from comet.memory_advice import advice, explained, sizes_of
 from comet.objective import Distiller
 from comet.processes import make_accelerator, on_main, say
@@ -181,6 +182,8 @@ def build_distiller(recipe: DistillRecipe, sources: Sources, ops: ModuleType) ->
         require_same_vocabulary(sources.tokenizer, theirs)
     set_seed(recipe.run.seed)
     student = make_student(sources.config, recipe.student)
+    if recipe.student.initial != "random":
+        start_from_teacher(student, sources.load_teacher(), recipe.student, sources.first_batches())
     for role, model in (("teacher", sources.model), ("student", student)):
         positions = recipe.corpus.max_length if model is None else usable_positions(model)
         if recipe.corpus.max_length > positions:

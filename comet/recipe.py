@@ -1,37 +1,11 @@
 """The recipe of a distillation run: one dataclass per part, impossible combinations refused when it is made."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from comet.configuration import option, require, require_positive
 from comet.objective_recipe import ObjectiveRecipe
-
-
-def require_shape(part: str, recipe: "StudentRecipe | ModelRecipe") -> None:
-    """Require sizes above zero, a width that the heads divide, and a dropout below 1."""
-    sizes = ("layers", "hidden_size", "heads", "intermediate_size")
-    require_positive(part, {name: getattr(recipe, name) for name in sizes})
-    require(
-        recipe.hidden_size % recipe.heads == 0,
-        f"{part}.hidden_size",
-        recipe.hidden_size,
-        f"a multiple of {part}.heads ({recipe.heads})",
-    )
-    require(0 <= recipe.dropout < 1, f"{part}.dropout", recipe.dropout, "0 or more and below 1")
-
-
-def refuse_own_shape(part: str, recipe: "StudentRecipe | ModelRecipe") -> None:
-    """Refuse sizes beside a model that has its own: they would change nothing."""
-    if recipe.model is None:
-        return
-    own = {"model", "tokenizer", "attention_layer"}
-    for one in fields(recipe):
-        require(
-            one.name in own or getattr(recipe, one.name) == one.default,
-            f"{part}.{one.name}",
-            getattr(recipe, one.name),
-            f"nothing, as {recipe.model} has its own; leave it out, or leave out {part}.model",
-        )
+from comet.student_recipe import StudentRecipe, refuse_own_shape, require_shape
 
 
 def require_corpus(recipe: "CorpusRecipe") -> None:
@@ -84,25 +58,6 @@ class TeacherRecipe:
             "nothing, unless teacher.model names the teacher; a cache is made of a trimmed one by "
             "python -m comet.cache_teacher --trim",
         )
-
-
-@dataclass(frozen=True)
-class StudentRecipe:
-    """The model that is trained: the teacher's architecture, made smaller."""
-
-    model: str | None = option(None, "start from this hub id or folder instead of random weights")
-    layers: int = option(6, "number of layers")
-    hidden_size: int = option(256, "width of the residual stream")
-    heads: int = option(8, "attention heads; hidden_size is a multiple of it")
-    intermediate_size: int = option(1024, "width of the feed-forward layers")
-    dropout: float = option(0.1, "dropout of hidden states and attention")
-    attention_layer: int | Literal["last", "upper-middle"] = option(
-        "last", "the layer whose attention is trained: a number from 0, or one of these names"
-    )
-
-    def __post_init__(self) -> None:
-        require_shape("student", self)
-        refuse_own_shape("student", self)
 
 
 @dataclass(frozen=True)

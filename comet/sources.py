@@ -1,6 +1,8 @@
 """What a distillation reads: the teacher and the text, now; or a cache of what the teacher said to the text before."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
@@ -10,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from comet.batch import Batch
 from comet.batches import Masking, StepBatches, held_out, open_text
+from comet.cache_files import fingerprint_of_weights
 from comet.corpus import Corpus
 from comet.coverage import Coverage, coverage, coverage_table
 from comet.frozen import round_weights
@@ -43,6 +46,8 @@ class Sources:
         held_out: evaluation batches by language.
         coverage: how the tokenizer cuts each language; empty where the text is not at hand.
         description: lines for the start of a run.
+        load_teacher: gives the teacher as it was saved, on the CPU, in float32.
+        first_batches: gives the first batches of training again, for what looks at the text before it.
         facts: for run.json.
         conclusion: a line for the end of a run that trained at so many tokens per second; None where there is nothing
             to add.
@@ -57,6 +62,8 @@ class Sources:
     held_out: Mapping[str, Sequence[Batch]]
     coverage: Mapping[str, Coverage]
     description: str
+    load_teacher: Callable[[], PreTrainedModel]
+    first_batches: Callable[[], Iterator[Batch]]
     facts: Mapping[str, Any]
     conclusion: Callable[[float], str] | None = None
 
@@ -101,6 +108,8 @@ def online_sources(
                 *coverage_table(covered),
             ]
         ),
+        load_teacher=lambda: load_masked_lm(name, revision=revision),
+        first_batches=lambda: first_batches(corpus, masking, recipe),
         facts={"teacher": name, "corpus": corpus.fingerprint()},
     )
 
@@ -123,11 +132,32 @@ def cached_sources(recipe: DistillRecipe, cache: TeacherCache, accelerator: Acce
         held_out=cache.held_out(),
         coverage={},
         description=cache.describe(),
+        load_teacher=lambda: _teacher_of(cache, recipe),
+        first_batches=lambda: itertools.chain.from_iterable(
+            cache.step(number) for number in range(cache.steps)
+        ),
         facts={"teacher_cache": str(cache.folder)},
         conclusion=lambda rate: (
             f"cache    {rate:,.0f} tokens/s without the teacher: an epoch takes 1/{cache.speed_up(rate):.1f} of the "
             "time of one in which it reads as fast as when the cache was made"
         ),
+    )
+
+
+def _teacher_of(cache: TeacherCache, recipe: DistillRecipe) -> PreTrainedModel:
+    """The teacher that a cache was made with, from where it was then, or from where the recipe says it is.
+
+    Raises:
+        ValueError: it is at neither.
+    """
+    places = [(cache.index["teacher"], None), (recipe.teacher.model, recipe.teacher.revision)]
+    for name, revision in places:
+        with contextlib.suppress(ValueError, OSError):
+            if name and fingerprint_of_weights(name, revision) == cache.index["made_from"]["teacher"]:
+                return load_masked_lm(name, revision=revision)
+    raise ValueError(
+        f"student.initial: got {recipe.student.initial} with teacher.cache, which holds no weights of the teacher, and "
+        f"{cache.index['teacher']} has them no more; give them with --teacher beside it, or take student.initial random"
     )
 
 
@@ -146,6 +176,21 @@ def step_batches(
         processes=accelerator.num_processes,
         workers=recipe.corpus.workers,
     )
+
+
+def first_batches(corpus: Corpus, masking: Masking, recipe: DistillRecipe) -> Iterator[Batch]:
+    """The first batches of training, of all processes, read beside the run: its own batches stay where they are."""
+    with contextlib.closing(
+        StepBatches(
+            corpus,
+            masking,
+            batch_size=recipe.optimisation.batch_size,
+            batch_tokens=recipe.optimisation.batch_tokens,
+            max_length=recipe.corpus.max_length,
+        )
+    ) as steps:
+        for step in steps:
+            yield from step
 
 
 def held_out_batches(

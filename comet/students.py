@@ -16,13 +16,16 @@ from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    ElectraConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
+from comet.anatomy import SUPPORTED
+from comet.configuration import require
 from comet.durable import replace_folder
-from comet.recipe import StudentRecipe
+from comet.student_recipe import StudentRecipe
 
 DROPOUTS = (
     "hidden_dropout_prob",
@@ -33,14 +36,22 @@ DROPOUTS = (
     "embedding_dropout",
 )
 
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
+
 
 def student_config(teacher: PreTrainedConfig, recipe: StudentRecipe) -> PreTrainedConfig:
     """The teacher's configuration with the recipe's shape; vocabulary, positions and special tokens stay.
 
+    With `embedding_size` it is ELECTRA's, the one BERT-like architecture of transformers whose embeddings are narrower
+    than its layers and tied to its masked-language-model head.
+
     Raises:
         ValueError: the architecture does not name its sizes as BERT does.
     """
+    require_startable(teacher, recipe)
     values = teacher.to_dict()
+    if recipe.embedding_size is not None and teacher.model_type != "electra":
+        return _factorized_config(teacher, recipe, recipe.embedding_size)
     sizes = {
         "num_hidden_layers": recipe.layers,
         "hidden_size": recipe.hidden_size,
@@ -59,16 +70,103 @@ def student_config(teacher: PreTrainedConfig, recipe: StudentRecipe) -> PreTrain
         if name in DROPOUTS and values[name] is not None:
             values[name] = recipe.dropout
     if "embedding_size" in values:
-        values["embedding_size"] = min(values["embedding_size"], recipe.hidden_size)
+        widest = recipe.embedding_size or values["embedding_size"]
+        values["embedding_size"] = min(widest, recipe.hidden_size)
     if "num_key_value_heads" in values:
         values["num_key_value_heads"] = recipe.heads
     kinds = values.pop("layer_types", None)
     if kinds:
         # the last layers' pattern of windows, so that the student's last layer has the attention of the teacher's
         values["layer_types"] = (kinds * recipe.layers)[-recipe.layers :]
+        if recipe.initial == "teacher":
+            values["layer_types"] = [kinds[number] for number in chosen_layers(teacher, recipe)]
     for name in ("head_dim", "_name_or_path", "architectures", "dtype"):
         values.pop(name, None)
     return cast(PreTrainedConfig, type(teacher).from_dict(values))
+
+
+def chosen_layers(teacher: PreTrainedConfig, recipe: StudentRecipe) -> tuple[int, ...]:
+    """The teacher's layers that a student starts from: the recipe's, else evenly spaced from the first to the last.
+
+    The last is there because its attention is matched, the first because it alone reads embeddings.
+    """
+    if recipe.initial_layers is not None:
+        return tuple(recipe.initial_layers)
+    last, gaps = teacher.num_hidden_layers - 1, recipe.layers - 1
+    if gaps == 0:
+        return (last,)
+    return tuple((2 * number * last + gaps) // (2 * gaps) for number in range(recipe.layers))
+
+
+def require_startable(teacher: PreTrainedConfig, recipe: StudentRecipe) -> None:
+    """Refuse a student that cannot start from such a teacher.
+
+    Raises:
+        ValueError: another architecture, or a size above the teacher's.
+    """
+    if recipe.initial == "random":
+        return
+    require(
+        teacher.model_type in SUPPORTED,
+        "student.initial",
+        f"{recipe.initial} with a {teacher.model_type} teacher",
+        f"random, or a teacher that is {', '.join(SUPPORTED[:-1])} or {SUPPORTED[-1]}",
+    )
+    _require_at_most("hidden_size", recipe.hidden_size, teacher.hidden_size)
+    if recipe.initial == "embeddings":
+        return
+    require(
+        recipe.embedding_size is None or teacher.model_type != "modernbert",
+        "student.initial",
+        "teacher with student.embedding_size and a modernbert teacher",
+        "embeddings: the student is an ELECTRA, whose layers are of another kind",
+    )
+    _require_at_most("layers", recipe.layers, teacher.num_hidden_layers)
+    _require_at_most("heads", recipe.heads, teacher.num_attention_heads)
+    _require_at_most("intermediate_size", recipe.intermediate_size, teacher.intermediate_size)
+    own = recipe.hidden_size // recipe.heads
+    theirs = teacher.hidden_size // teacher.num_attention_heads
+    require(
+        own <= theirs,
+        "student.heads",
+        f"{recipe.heads} of {own} numbers each",
+        f"heads no wider than the teacher's {theirs}; give {-(-recipe.hidden_size // theirs)} heads or more",
+    )
+    highest = max(recipe.initial_layers or [0])
+    last = teacher.num_hidden_layers - 1
+    require(
+        highest <= last, "student.initial_layers", highest, f"layers of the teacher, 0 to {last}"
+    )
+
+
+def _require_at_most(name: str, got: int, most: int) -> None:
+    require(got <= most, f"student.{name}", got, f"at most the teacher's {most} to start from it")
+
+
+def _factorized_config(
+    teacher: PreTrainedConfig, recipe: StudentRecipe, embedding_size: int
+) -> PreTrainedConfig:
+    positions = teacher.max_position_embeddings
+    if teacher.model_type in _POSITIONS_AFTER_PADDING:
+        positions -= teacher.pad_token_id + 1  # ELECTRA counts from 0
+    return ElectraConfig(
+        vocab_size=teacher.vocab_size,
+        embedding_size=embedding_size,
+        hidden_size=recipe.hidden_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        intermediate_size=recipe.intermediate_size,
+        hidden_act=getattr(teacher, "hidden_act", "gelu"),
+        hidden_dropout_prob=recipe.dropout,
+        attention_probs_dropout_prob=recipe.dropout,
+        max_position_embeddings=positions,
+        type_vocab_size=getattr(teacher, "type_vocab_size", 1),
+        initializer_range=teacher.initializer_range,
+        layer_norm_eps=getattr(teacher, "layer_norm_eps", 1e-5),
+        pad_token_id=teacher.pad_token_id,
+        bos_token_id=teacher.bos_token_id,
+        eos_token_id=teacher.eos_token_id,
+    )
 
 
 def make_student(teacher: PreTrainedConfig, recipe: StudentRecipe) -> PreTrainedModel:

@@ -8,6 +8,7 @@ from typing import Any
 from accelerate.utils import set_seed
 from transformers import AutoConfig
 
+from comet.batches import Masking, open_text
 from comet.configuration import build
 from comet.durable import write_json
 from comet.experiments.budget import (
@@ -22,9 +23,11 @@ from comet.experiments.budget import (
 )
 from comet.experiments.stage import Stage, read_json
 from comet.experiments.written import Content, Settings, nested
+from comet.initialisation import start_from_teacher
 from comet.recipe import AdaptRecipe, DistillRecipe
 from comet.runs import METRICS
-from comet.students import load_tokenizer, make_student, save_model
+from comet.sources import first_batches
+from comet.students import load_masked_lm, load_tokenizer, make_student, save_model
 from comet.teacher_cache import INDEX
 from comet.trimmed_teacher import teacher_of
 
@@ -48,6 +51,13 @@ def make_untrained(recipe: DistillRecipe, teacher: str, folder: Path) -> None:
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     set_seed(recipe.run.seed)
     student = make_student(config, recipe.student)
+    if recipe.student.initial != "random":
+        masking = Masking(
+            tokenizer, recipe.corpus.mask_probability, recipe.objective.kd_tokens, recipe.run.seed
+        )
+        text = open_text(recipe.corpus, recipe.run.seed)
+        weights = load_masked_lm(name, revision=revision)
+        start_from_teacher(student, weights, recipe.student, first_batches(text, masking, recipe))
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     save_model(student, tokenizer, folder)
