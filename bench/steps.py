@@ -32,7 +32,7 @@ from comet.frozen import round_weights
 from comet.objective import Distiller
 from comet.objective_recipe import ObjectiveRecipe
 from comet.projections import make_projection
-from comet.recipe import StudentRecipe
+from comet.student_recipe import StudentRecipe
 from comet.students import student_config
 from comet.tap import TappedEncoder
 from comet.teacher_cache import CachedTeacher

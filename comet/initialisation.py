@@ -3,8 +3,8 @@
 The residual stream of hidden size d is reduced to d' by one matrix P [d, d'] of orthonormal columns, for all layers,
 as SliceGPT does (Ashkboos et al., 2024, arXiv 2401.15024): h' = Pᵀh. What reads the stream becomes W P, what writes it
 PᵀW, embeddings E P. P holds the principal directions of the stream on some text, and always the direction of ones,
-which goes to the direction of ones: both LayerNorms then subtract the same mean. What that leaves inexact is made up for by
-least squares on the same text: readers and writers are refitted on what was kept (`refit`), and
+which goes to the direction of ones: both LayerNorms then subtract the same mean. What that leaves inexact is made up
+for by least squares on the same text: readers and writers are refitted on what was kept (`refit`), and
 
 - where the stream itself is normalised (post-LN: BERT, XLM-R, and all embeddings), scale and shift of each coordinate
   are those that bring it nearest to Pᵀ(γ ∘ n + β), n the normalised stream;
@@ -29,7 +29,6 @@ from transformers import PreTrainedModel
 from comet.anatomy import Affine, Anatomy, Layer, anatomy_of
 from comet.batch import Batch
 from comet.moments import Moments, measure_moments
-from comet.student_recipe import StudentRecipe
 from comet.reduction import (
     Fit,
     basis_of,
@@ -40,6 +39,7 @@ from comet.reduction import (
     second,
     through,
 )
+from comet.student_recipe import StudentRecipe
 from comet.students import chosen_layers
 
 _HEAD_DEVIATION = 0.1  # of what the student's head puts through GELU

@@ -98,12 +98,12 @@ class _Sums:
         for number in sorted(set(layers)):
             layer = anatomy.layers[number]
             if not anatomy.pre_norm or layer.attention_norm is None:
-                self._watch(layer.input_module, lambda x, n=number: self._add(("inputs", n), x))
+                self._watch_input(("inputs", number), layer.input_module)
             if layer.attention_norm is not None:
                 self._watch_norm(("attention", number), layer.attention_norm)
             self._watch_norm(("mlp", number), layer.mlp_norm)
-            self._watch(layer.output_module, lambda x, n=number: self._add(("output", n), x))
-            self._watch(layer.down_module, lambda x, n=number: self._add(("down", n), x))
+            self._watch_input(("output", number), layer.output_module)
+            self._watch_input(("down", number), layer.down_module)
         if anatomy.final_norm is not None:
             self._watch_norm("final", anatomy.final_norm)
         self._watch(anatomy.head_module, lambda x: setattr(self, "_read", x))
@@ -120,6 +120,9 @@ class _Sums:
         """Take the hooks away."""
         for hook in self._hooks:
             hook.remove()
+
+    def _watch_input(self, key: str | tuple[str, int], module: nn.Module) -> None:
+        self._watch(module, lambda x: self._add(key, x))
 
     def _watch_norm(self, key: str | tuple[str, int], norm: nn.LayerNorm) -> None:
         self._watch(norm, lambda x: self._add(key, _normalised(x, norm)))

@@ -121,11 +121,10 @@ def rotary_product(
         members = (nearest == pair).nonzero()[:, 0]
         if len(members) == 0:
             members = distance[pair].argmin()[None]
-        moments = [_complex_moment(one, members, len(theirs)) for one in (query, key)]
-        if len(members) == 1:
-            found = [torch.ones(1, 1, dtype=torch.complex128)] * 2
-        else:
-            found = list(reduced_product(*moments, 1))
+        queries, keys = (_complex_moment(one, members, len(theirs)) for one in (query, key))
+        found = (maps.new_ones(1, 1), maps.new_ones(1, 1))
+        if len(members) > 1:
+            found = reduced_product(queries, keys, 1)
         for which, one in enumerate(found):
             maps[which, pair, members] = one[0]
     return _as_real(maps[0]), _as_real(maps[1])

@@ -153,7 +153,10 @@ def _teacher_of(cache: TeacherCache, recipe: DistillRecipe) -> PreTrainedModel:
     places = [(cache.index["teacher"], None), (recipe.teacher.model, recipe.teacher.revision)]
     for name, revision in places:
         with contextlib.suppress(ValueError, OSError):
-            if name and fingerprint_of_weights(name, revision) == cache.index["made_from"]["teacher"]:
+            if (
+                name
+                and fingerprint_of_weights(name, revision) == cache.index["made_from"]["teacher"]
+            ):
                 return load_masked_lm(name, revision=revision)
     raise ValueError(
         f"student.initial: got {recipe.student.initial} with teacher.cache, which holds no weights of the teacher, and "
