@@ -140,9 +140,9 @@ def test_a_student_follows_a_teacher_that_uses_half_its_width(architecture, head
     """All but what the GELU of its head bends, which a matrix cannot."""
     narrow = {"hidden_size": 16, "intermediate_size": 24}
     small = tiny_model(architecture, num_attention_heads=heads, **narrow)
-    for name, value in small.named_parameters():
-        if name.endswith("bias"):
-            nn.init.normal_(value, std=0.2)
+    for module in small.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.normal_(module.bias, std=0.2)
     teacher = widened(small, tiny_model(architecture))
     batch = padded_batch()
     assert difference(teacher, small, batch) < 1e-4
