@@ -103,12 +103,13 @@ def widened(small, large):
         for layer, own in zip(ours.layers, theirs.layers, strict=True):
             for name in ("query", "key", "value"):
                 part, before = getattr(layer, name), getattr(own, name)
-                if more == 1:
-                    part.write(torch.zeros_like(part.weight))
+                part.write(torch.randn_like(part.weight) * 0.2 * (more - 1))
                 grown = 2**0.5 if name == "query" and more == 1 else 1.0
                 part.weight[used] = before.weight.repeat(1, 2) / 2 * grown
                 if before.bias is not None:
                     part.bias[used] = before.bias * grown
+            for part in layer.up:
+                part.weight[24:].normal_(std=0.2)
             for part, before, kept in (
                 (layer.output, own.output, used),
                 (layer.down, own.down, torch.arange(24)),
