@@ -1,7 +1,7 @@
 """What a distillation reads: the teacher and the text, now; or a cache of what the teacher said to the text before."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -101,7 +101,7 @@ def online_sources(
                 *coverage_table(covered),
             ]
         ),
-        facts={"teacher": name, "corpus": corpus.fingerprint()},
+        facts={"teacher": name, **corpus_facts(corpus, covered)},
     )
 
 
@@ -123,7 +123,7 @@ def cached_sources(recipe: DistillRecipe, cache: TeacherCache, accelerator: Acce
         held_out=cache.held_out(),
         coverage={},
         description=cache.describe(),
-        facts={"teacher_cache": str(cache.folder)},
+        facts={"teacher_cache": str(cache.folder), "teacher": cache.index["teacher"]},
         conclusion=lambda rate: (
             f"cache    {rate:,.0f} tokens/s without the teacher: an epoch takes 1/{cache.speed_up(rate):.1f} of the "
             "time of one in which it reads as fast as when the cache was made"
@@ -159,6 +159,15 @@ def held_out_batches(
         seed=0,
     )
     return held_out(corpus, evaluation, recipe.optimisation.batch_size, recipe.corpus.max_length)
+
+
+def corpus_facts(corpus: Corpus, covered: Mapping[str, Coverage]) -> dict[str, Any]:
+    """What run.json says of the text: which it is, documents by language (null where streamed), how it is cut."""
+    return {
+        "corpus": corpus.fingerprint(),
+        "documents": corpus.counts,
+        "coverage": {language: asdict(one) for language, one in covered.items()},
+    }
 
 
 def mixture(corpus: Corpus) -> str:
