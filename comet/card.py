@@ -109,18 +109,15 @@ def carry(source: Path, target: Path, sentence: str, *, transformers: bool = Tru
     """
     there = source / README
     ours = not is_edited(source)
-    text = there.read_text("utf-8") if there.is_file() else card(source)
-    found = HubCard(_without_mark(text), ignore_metadata_errors=True)
-    body = found.text
-    before = section(body, CHANGES)
+    text = _without_mark(there.read_text("utf-8") if there.is_file() else card(source))
+    before = section(text, CHANGES)
     said = f"{before}\n" if before else _INHERITED
-    body = with_section(body, CHANGES, f"{said}- {sentence}", before="Training")
+    text = with_section(text, CHANGES, f"{said}- {sentence}", before="Training")
     facts = gather(target)
-    if section(body, SIZE) is not None:
-        body = with_section(body, SIZE, size_words(facts))
-    if not transformers and section(body, USE) is not None:
-        body = with_section(body, USE, usage(facts, transformers=False))
-    text = _page(found.data.to_yaml(), body)
+    if ours:
+        text = with_section(text, SIZE, size_words(facts))
+        if not transformers:
+            text = with_section(text, USE, usage(facts, transformers=False))
     write_text(target / README, _marked(text) if ours else text)
 
 

@@ -165,6 +165,7 @@ def handler_of(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             self.send_response(206 if given else 200)
             if given:
                 self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+            self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("ETag", etag)
             self.send_header("Content-Length", str(last + 1 - first))

@@ -87,8 +87,7 @@ def test_a_student_s_card_says_what_its_run_holds(student, corpus_folder):
         one = agreement[language]
         assert f"| {language} | {one['kl']:.4f} | {one['top1']:.1%} |" in text
     tokens = json.loads((student / "metrics.jsonl").read_text().splitlines()[-1])["tokens"]
-    assert 999 < tokens < 100_000
-    assert f"4 steps of 8 sequences, {tokens / 1000:.3g} k tokens seen" in text
+    assert f"4 steps of 8 sequences, {tokens} tokens seen" in text
     assert "Teacher: `afro-teacher`, frozen." in text
     assert f"Text: `{corpus_folder.name}`; languages: hau and swa." in text
     assert "Documents: hau 400, swa 400." in text
@@ -174,10 +173,12 @@ def test_an_edited_card_stays(tuned, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"seed-3/model/README.md was edited.*--force") as error:
         main([str(run)])
     assert "\n" not in str(error.value)
-    evaluate(run, split="dev")
+    (run / "scores-test.json").unlink()
+    evaluate(run, split="dev", floor=run / "tfidf")
     assert "was edited and stays" in capsys.readouterr().out
     assert "# My sentiment" in words(mine)
-    assert words(run / "seed-0/model") != other  # dev is without the floor now
+    assert "(dev)" in words(run / "seed-0/model")
+    assert words(run / "seed-0/model") != other
     main([str(run), "--force"])
     assert not is_edited(mine)
 
@@ -285,6 +286,15 @@ def test_somebody_else_s_card_is_carried_as_theirs(licensed, tokenizer, tmp_path
     assert read(tmp_path).data.license == "cc-by-4.0"
     assert "A teacher.\n\n## What was done to it since" in words(tmp_path)
     assert is_edited(tmp_path)  # so that nothing overwrites it
+
+
+def test_a_card_that_no_library_reads_is_carried_word_by_word(tokenizer, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    save_tiny(target, tokenizer)
+    source.mkdir()
+    (source / "README.md").write_text("---\n[\n---\nTheirs.\n")
+    carry(source, target, "Trimmed.")
+    assert words(target).startswith("---\n[\n---\nTheirs.\n\n## What was done to it since")
 
 
 def test_a_folder_without_a_model(tmp_path):
