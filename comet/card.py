@@ -48,6 +48,7 @@ def card(
     home: Path | None = None,
     *,
     licence: str | None = None,
+    origin: str | None = None,
     online: bool = False,
 ) -> str:
     """The card of a model, from what its run holds.
@@ -56,12 +57,13 @@ def card(
         folder: the model's files.
         home: where they will lie in the end; None for where they are.
         licence: its identifier; None for what the last card or the teacher's says.
+        origin: folder or hub id of the model that it was made from, where no run tells.
         online: ask the hub for the licence of a teacher that lies there.
 
     Raises:
         ValueError: a file of the run cannot be read.
     """
-    facts = gather(folder, home, online=online)
+    facts = gather(folder, home, origin=origin, online=online)
     there = folder / README
     if facts.made is None and there.is_file():
         return _of_a_lone_model(facts, there.read_text("utf-8"), licence)
@@ -94,14 +96,22 @@ def refresh(models: Iterable[Path], run: Path) -> None:
             describing(model)(model)
 
 
-def carry(source: Path, target: Path, sentence: str, *, transformers: bool = True) -> None:
+def carry(
+    source: Path,
+    target: Path,
+    sentence: str,
+    *,
+    origin: str | None = None,
+    transformers: bool = True,
+) -> None:
     """Give a model that was made from another one that one's card, with a sentence on what was done.
 
     Args:
         source: folder of the model that it was made from; where that has no card, one is written from what is known.
         target: folder of the new one, with its weights and config.json in it.
         sentence: such as "Trimmed with comet.trim from 250,002 entries to 32,000."
-        transformers: whether transformers loads it; else the card shows Comet's way alone.
+        origin: what the user called the source, where that is a hub id.
+        transformers: whether transformers loads the new one; else the card shows Comet's way alone.
 
     Raises:
         ValueError: a file of the source's run cannot be read.
@@ -109,7 +119,9 @@ def carry(source: Path, target: Path, sentence: str, *, transformers: bool = Tru
     """
     there = source / README
     ours = not is_edited(source)
-    text = _without_mark(there.read_text("utf-8") if there.is_file() else card(source))
+    text = _without_mark(
+        there.read_text("utf-8") if there.is_file() else card(source, origin=origin)
+    )
     before = section(text, CHANGES)
     said = f"{before}\n" if before else _INHERITED
     text = with_section(text, CHANGES, f"{said}- {sentence}", before="Training")
@@ -196,14 +208,15 @@ def _only(folder: Path, models: Sequence[Path], language: str | None) -> Path:
 
 
 def _of_a_lone_model(facts: Facts, text: str, licence: str | None) -> str:
-    """The card of a model that no run lies around: the one there is, with another licence where one is given."""
-    if licence is None:
+    """The card of a model that no run lies around: the one there is, with another licence where one is known now."""
+    terms = licence_of(facts, licence)
+    if terms["license"] == facts.previous.get("license"):
         return text
     found = HubCard(_without_mark(text), ignore_metadata_errors=True)
-    terms = licence_of(facts, licence)
-    found.data["license"] = licence
-    found.text = with_section(found.text, LICENCE, licence_words(facts, terms))
-    return _marked(_page(found.data.to_yaml(), found.text))
+    for name, value in terms.items():
+        found.data[name] = value
+    body = with_section(found.text, LICENCE, licence_words(facts, terms))
+    return _marked(_page(found.data.to_yaml(), body))
 
 
 def _for_hub(text: str, model: Path, repository: str) -> str:

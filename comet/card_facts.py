@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from comet.fine_tuned import CARD
 from comet.finetune_recipe import TFIDF, FinetuneRecipe
@@ -19,6 +19,18 @@ from comet.task_model import HEADS, ModelCard, read_card, sizes
 
 Made = Literal["distilled", "adapted", "tuned"]
 _RECIPES = {"distilled": DistillRecipe, "adapted": AdaptRecipe, "tuned": FinetuneRecipe}
+ENCODER = "feature-extraction"
+_KINDS = {
+    "ForMaskedLM": "fill-mask",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+}
+_CLASSES = {
+    "fill-mask": AutoModelForMaskedLM,
+    "text-classification": HEADS["sequence"],
+    "token-classification": HEADS["token"],
+    ENCODER: AutoModel,
+}
 WEIGHTS = (".safetensors", ".onnx", ".onnx_data", ".data")
 
 
@@ -87,17 +99,21 @@ class Facts:
     @property
     def kind(self) -> str:
         """What the hub calls what it does."""
-        if self.tuned is None:
-            return "fill-mask"
-        return "token-classification" if self.tuned.kind == "token" else "text-classification"
+        if self.tuned is not None:
+            return "token-classification" if self.tuned.kind == "token" else "text-classification"
+        saved_as = (self.config.get("architectures") or [""])[0]
+        return next((kind for head, kind in _KINDS.items() if saved_as.endswith(head)), ENCODER)
 
 
-def gather(folder: Path, home: Path | None = None, *, online: bool = False) -> Facts:
+def gather(
+    folder: Path, home: Path | None = None, *, origin: str | None = None, online: bool = False
+) -> Facts:
     """Read what there is.
 
     Args:
         folder: the model's files.
         home: where they will lie in the end, from which its run follows; None for where they are.
+        origin: folder or hub id of the model that it was made from, where no run tells.
         online: ask the hub for the licence of what lies there.
 
     Raises:
@@ -116,8 +132,13 @@ def gather(folder: Path, home: Path | None = None, *, online: bool = False) -> F
     scores = [] if run is None else [_json(path) for path in run.glob("scores-*.json")]
     config = _json(folder / "config.json")
     old = metadata(home)
-    return Facts(
-        name=plain_name(run or home),
+    previous = {} if old is None else old.to_dict()
+    base = _base(made, recipe, record, online=online)
+    if made is None:
+        name = origin or _first(previous.get("base_model"))
+        base = None if name is None else base_of(name, online=online)
+    facts = Facts(
+        name=plain_name(run or origin or home),
         made=made,
         written=_without_folders(written),
         recipe=_without_folders(recipe),
@@ -126,12 +147,13 @@ def gather(folder: Path, home: Path | None = None, *, online: bool = False) -> F
         held_out=found or {},
         scores=sorted(scores, key=lambda one: one.get("split") != "test"),
         tuned=tuned,
-        base=_base(made, recipe, record, online=online),
+        base=base,
         config=config,
-        size=_size(folder, tuned) if config else {},
+        size={},
         disk=sum(path.stat().st_size for path in weight_files(folder)),
-        previous={} if old is None else old.to_dict(),
+        previous=previous,
     )
+    return replace(facts, size=_size(folder, facts)) if config else facts
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -181,14 +203,19 @@ def _base(
     return None if name in (None, TFIDF) else base_of(name, revision, online=online)
 
 
-def _size(folder: Path, tuned: ModelCard | None) -> dict[str, int]:
-    if tuned is not None and tuned.size is not None:
-        return tuned.size
+def _first(names: str | list[str] | None) -> str | None:
+    if isinstance(names, str):
+        return names
+    return names[0] if names else None
+
+
+def _size(folder: Path, facts: Facts) -> Mapping[str, int]:
+    if facts.tuned is not None and facts.tuned.size is not None:
+        return facts.tuned.size
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        kind = AutoModelForMaskedLM if tuned is None else HEADS[tuned.kind]
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            return sizes(kind.from_config(config))
+            return sizes(_CLASSES[facts.kind].from_config(config))
     except Exception:  # an architecture that transformers does not build has no figures, but a card
         return {}
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from huggingface_hub import ModelCardData
 
 import comet
-from comet.card_facts import Facts
+from comet.card_facts import ENCODER, Facts
 from comet.card_scores import floor_words, has_unseen, results, score_words
 from comet.card_training import datasets, training_words
 from comet.corpus.documents import UNDETERMINED, two_letter_code
@@ -14,6 +14,7 @@ from comet.report.words import listed, size
 
 USE, SIZE, CHANGES, LICENCE = "How to use", "Size", "What was done to it since", "Licence"
 _EXAMPLE = '"Ina son wannan."'
+_MASKED = 'f"Ina {run.tokenizer.mask_token} yau."'
 _REMEDY = "fill it in with `python -m comet.card . --license ID`"
 _PAPER = """\
 @article{raju2025afroxlmrcomet,
@@ -107,17 +108,17 @@ def usage(facts: Facts, *, hub_id: str | None = None, transformers: bool = True)
 
 
 def _with_transformers(facts: Facts, place: str) -> str:
-    length = 0 if facts.tuned is None else facts.tuned.max_length
     options = {
-        "fill-mask": "",
-        "text-classification": f", truncation=True, max_length={length}",
+        "text-classification": ", truncation=True",
         "token-classification": ', aggregation_strategy="first"',
-    }
-    masked = 'f"Ina {run.tokenizer.mask_token} yau."'
+    }.get(facts.kind, "")
+    if facts.kind == "text-classification" and facts.tuned is not None:
+        options += f", max_length={facts.tuned.max_length}"
+    text = _MASKED if facts.kind == "fill-mask" else _EXAMPLE
     return (
         "from transformers import pipeline\n\n"
-        f'run = pipeline("{facts.kind}", model="{place}"{options[facts.kind]})\n'
-        f"print(run({masked if facts.tuned is None else _EXAMPLE}))\n"
+        f'run = pipeline("{facts.kind}", model="{place}"{options})\n'
+        f"print(run({text}))\n"
     )
 
 
@@ -192,7 +193,8 @@ def _introduction(facts: Facts) -> str:
         if base
         else f", trained from random weights {by}",
     }
-    return f"A masked language model{sizes}{how.get(facts.made or '', '')}."
+    what = {"fill-mask": "A masked language model", ENCODER: "An encoder"}
+    return f"{what.get(facts.kind, 'A classifier')}{sizes}{how.get(facts.made or '', '')}."
 
 
 def _limits(facts: Facts) -> str:

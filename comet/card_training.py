@@ -10,6 +10,11 @@ from comet.report.words import count, listed
 from comet.tasks.hub import HUB
 
 _MADLAD = "allenai/MADLAD-400"
+_STARTS = {
+    "random": "random weights",
+    "embeddings": "the teacher's embeddings, reduced",
+    "teacher": "the teacher's weights, reduced",
+}
 _ATTENTION = {
     "mse": "squared error of attention maps",
     "kl": "KL of attention maps",
@@ -54,8 +59,15 @@ def _distilled(facts: Facts) -> list[str]:
     if objective["mlm_weight"]:
         loss += f" + {objective['mlm_weight']:g} · masked language modelling"
     teacher = f"`{facts.base.name}`" if facts.base else "not known"
-    start = f"; the student started from `{facts.start}`" if facts.start else ""
-    return [f"Teacher: {teacher}, frozen{start}.", *_text(facts), f"Loss: {loss}."]
+    if facts.recipe["teacher"].get("trim"):
+        teacher += f", trimmed to what the text needs ({facts.recipe['teacher']['trim']:g})"
+    initial = facts.recipe["student"].get("initial", "random")
+    start = f"`{facts.start}`" if facts.start else _STARTS.get(initial, initial)
+    return [
+        f"Teacher: {teacher}; frozen. The student started from {start}.",
+        *_text(facts),
+        f"Loss: {loss}.",
+    ]
 
 
 def _adapted(facts: Facts) -> list[str]:

@@ -15,7 +15,10 @@ _FILES = (
     "*.json", "*.jsonl", "*.safetensors", "*.onnx", "*.onnx_data", "*.onnx.data", "*.txt", "*.model", "*.jinja",
     "LICENSE*", "NOTICE*",
 )  # fmt: skip
-_NOT = ("checkpoints", "step-*", ".*", "optimizer*", "scheduler*", "trainer_state*", "rng_state*")
+_NOT = (
+    "checkpoints", "step-*", ".*", "optimizer*", "scheduler*", "trainer_state*", "rng_state*",
+    "trim.json", "export.json",  # reports, which name folders of this machine
+)  # fmt: skip
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token of https://huggingface.co/settings/tokens"
 
 
@@ -34,7 +37,7 @@ def require_pushable(repository: str) -> None:
 
 
 def pushed_files(folder: Path) -> list[Path]:
-    """What of a model's folder goes to the hub, its card aside: no checkpoints, no states of an optimizer."""
+    """What of a model's folder goes to the hub, its card aside: no checkpoints, no states, no reports."""
     return [
         path
         for path in sorted(folder.rglob("*"))

@@ -88,7 +88,7 @@ def test_a_student_s_card_says_what_its_run_holds(student, corpus_folder):
         assert f"| {language} | {one['kl']:.4f} | {one['top1']:.1%} |" in text
     tokens = json.loads((student / "metrics.jsonl").read_text().splitlines()[-1])["tokens"]
     assert f"4 steps of 8 sequences, {tokens} tokens seen" in text
-    assert "Teacher: `afro-teacher`, frozen." in text
+    assert "Teacher: `afro-teacher`; frozen. The student started from" in text
     assert f"Text: `{corpus_folder.name}`; languages: hau and swa." in text
     assert "Documents: hau 400, swa 400." in text
     assert "0.5 · KL at temperature 2 on all tokens" in text
@@ -286,6 +286,17 @@ def test_somebody_else_s_card_is_carried_as_theirs(licensed, tokenizer, tmp_path
     assert read(tmp_path).data.license == "cc-by-4.0"
     assert "A teacher.\n\n## What was done to it since" in words(tmp_path)
     assert is_edited(tmp_path)  # so that nothing overwrites it
+
+
+def test_a_model_of_the_hub_without_its_card(teacher_folder, tmp_path):
+    target = tmp_path / "trimmed"
+    shutil.copytree(teacher_folder, target)
+    carry(teacher_folder, target, "Trimmed.", origin="someone/large")
+    found = read(target)
+    assert found.data.base_model == ["someone/large"]
+    assert (found.data.license, found.data.pipeline_tag) == ("unknown", "fill-mask")
+    assert "the model that it was made from, `someone/large`, was not read" in found.text
+    assert re.search(r"\d parameters", found.text)
 
 
 def test_a_card_that_no_library_reads_is_carried_word_by_word(tokenizer, tmp_path):
