@@ -29,6 +29,7 @@ from transformers import (
 
 from comet.batch import Batch, Counts, StepLosses, total_counts
 from comet.batches import Masking, StepBatches, held_out, open_text
+from comet.card import describing
 from comet.configuration import parse_command, run_command
 from comet.corpus import Corpus
 from comet.coverage import coverage, coverage_table
@@ -38,7 +39,7 @@ from comet.objective import sums_by_language
 from comet.processes import make_accelerator, on_main, say
 from comet.recipe import AdaptRecipe, ModelRecipe
 from comet.runs import RunFolder, resolve
-from comet.sources import mixture
+from comet.sources import corpus_facts, mixture
 from comet.students import (
     count_parameters,
     keep_inputs_only,
@@ -148,7 +149,7 @@ def adapt(
         module.encoder.compile(dynamic=True)
     texts = held_out(corpus, masking, recipe.optimisation.batch_size, recipe.corpus.max_length)
     sizes = sizes_of(model, processes=accelerator.num_processes)
-    facts = {"corpus": corpus.fingerprint()}
+    facts = corpus_facts(corpus, covered)
     with run.recorded(**facts), explained(lambda: advice(recipe, sizes)), closing(batches):
         if accelerator.is_main_process:
             save_tokenizer(tokenizer, saved)
@@ -191,7 +192,8 @@ def adapt(
             },
         )
         if accelerator.is_main_process:
-            save_model(model, tokenizer, folder / "model")
+            home = folder / "model"
+            save_model(model, tokenizer, home, describing(home))
     say(
         "\nHeld-out masked loss (nats)  "
         + "  ".join(f"{name} {value:.3f}" for name, value in loss.items())

@@ -14,6 +14,7 @@ import comet_kernels
 import comet_kernels.reference
 from comet import quickstart
 from comet.agreement import Agreement, measure_distiller, table
+from comet.card import describing
 from comet.configuration import parse_command, run_command
 from comet.initialisation import start_from_teacher
 from comet.memory_advice import advice, explained, sizes_of
@@ -139,7 +140,8 @@ def distill(
             training.tell_evaluation(after, say)
         run.write_json("agreement.json", {"before": before, "after": after})
         if accelerator.is_main_process:
-            save_model(student, sources.tokenizer, folder / "student")
+            home = folder / "student"
+            save_model(student, sources.tokenizer, home, describing(home))
     columns = {"before": agreements(before), "after": agreements(after)}
     say(
         f"\nHeld-out agreement with the teacher\n{table(columns)}\n\n"

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from comet.card import refresh
 from comet.durable import write_json
 from comet.onnx_encoder import load_encoder
 from comet.predictions import PredictedExample, read_predictions, write_predictions
@@ -100,6 +101,7 @@ def evaluate_system(
         )
     )
     on_main(lambda: write_json(output / f"scores-{split}.json", found))
+    on_main(lambda: refresh(system.cards, output))
     return found
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from comet.card import describing
 from comet.configuration import parse_command, run_command
 from comet.environment import cache_folder
 from comet.evaluation import evaluate_run, only, score_table
@@ -221,6 +222,7 @@ def _fit_tfidf(recipe: FinetuneRecipe, folder: Path, train: TaskData, dev: TaskD
             step=0,
             size=None,
         ).write(its)
+        describing(its)(its)
         say(f"{language}: weighted_f1 on dev {found['weighted_f1']:.4f}")
 
 

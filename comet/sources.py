@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -110,7 +110,7 @@ def online_sources(
         ),
         load_teacher=lambda: load_masked_lm(name, revision=revision),
         first_batches=lambda: first_batches(corpus, masking, recipe),
-        facts={"teacher": name, "corpus": corpus.fingerprint()},
+        facts={"teacher": name, **corpus_facts(corpus, covered)},
     )
 
 
@@ -136,7 +136,7 @@ def cached_sources(recipe: DistillRecipe, cache: TeacherCache, accelerator: Acce
         first_batches=lambda: itertools.chain.from_iterable(
             cache.step(number) for number in range(cache.steps)
         ),
-        facts={"teacher_cache": str(cache.folder)},
+        facts={"teacher_cache": str(cache.folder), "teacher": cache.index["teacher"]},
         conclusion=lambda rate: (
             f"cache    {rate:,.0f} tokens/s without the teacher: an epoch takes 1/{cache.speed_up(rate):.1f} of the "
             "time of one in which it reads as fast as when the cache was made"
@@ -207,6 +207,15 @@ def held_out_batches(
         seed=0,
     )
     return held_out(corpus, evaluation, recipe.optimisation.batch_size, recipe.corpus.max_length)
+
+
+def corpus_facts(corpus: Corpus, covered: Mapping[str, Coverage]) -> dict[str, Any]:
+    """What run.json says of the text: which it is, documents by language (null where streamed), how it is cut."""
+    return {
+        "corpus": corpus.fingerprint(),
+        "documents": corpus.counts,
+        "coverage": {language: asdict(one) for language, one in covered.items()},
+    }
 
 
 def mixture(corpus: Corpus) -> str:

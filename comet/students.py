@@ -6,7 +6,7 @@ The paper's student of AfroXLMR-large is the same architecture with 6 layers, hi
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -274,12 +274,22 @@ def require_same_vocabulary(
         )
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a model as transformers and its users know it, with its tokenizer; whole or not at all."""
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    beside: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a model as transformers and its users know it, with its tokenizer; whole or not at all.
+
+    `beside` writes more into the folder, before it is put in its place.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    if beside is not None:
+        beside(partial)
     replace_folder(partial, folder)
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -34,7 +34,7 @@ from comet.tap import Attention, AttentionSink, Layer, layer_index, tap_attentio
 from comet.tasks import Task
 
 CARD = "comet.json"
-_AUTO = {
+HEADS = {
     "sequence": AutoModelForSequenceClassification,
     "token": AutoModelForTokenClassification,
 }
@@ -150,7 +150,7 @@ def load_tuned(folder: Path, *, flag: str = "--model") -> Tuned:
     """
     card = read_card(folder, flag=flag)
     with said_plainly(flag, str(folder)):
-        model = _AUTO[card.kind].from_pretrained(
+        model = HEADS[card.kind].from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
     tokenizer = load_tokenizer(str(folder), flag=flag)
@@ -158,11 +158,23 @@ def load_tuned(folder: Path, *, flag: str = "--model") -> Tuned:
 
 
 def save_tuned(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, card: ModelCard, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    card: ModelCard,
+    folder: Path,
+    describe: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a fine-tuned model as transformers and its users know it, with its tokenizer and card."""
-    save_model(model, tokenizer, folder)
-    card.write(folder)
+    """Write a fine-tuned model as transformers and its users know it, with its tokenizer and card.
+
+    `describe` may add to the folder; all of it is there or nothing.
+    """
+
+    def beside(partial: Path) -> None:
+        card.write(partial)
+        if describe is not None:
+            describe(partial)
+
+    save_model(model, tokenizer, folder, beside)
 
 
 def make_task_model(
@@ -183,10 +195,10 @@ def make_task_model(
             label2id={label: number for number, label in enumerate(task.labels)},
         )
     _set_dropout(config, recipe)
-    if type(config) not in _AUTO[task.kind]._model_mapping:
+    if type(config) not in HEADS[task.kind]._model_mapping:
         raise ValueError(f"--model: a {config.model_type} model has no {task.kind} classifier")
     if recipe.initial == "random":
-        model = _AUTO[task.kind].from_config(config)
+        model = HEADS[task.kind].from_config(config)
     else:
         model = _pretrained(recipe.model, config, task)
     positions = usable_positions(model)
@@ -201,7 +213,7 @@ def make_task_model(
 
 def _pretrained(name: str, config: PreTrainedConfig, task: Task) -> PreTrainedModel:
     with said_plainly("--model", name), _no_loading_report():
-        model, report = _AUTO[task.kind].from_pretrained(
+        model, report = HEADS[task.kind].from_pretrained(
             name,
             config=config,
             dtype=torch.float32,

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import comet_kernels
 import comet_kernels.reference
+from comet.card import describing
 from comet.checkpoints import module_tensors, restore_module
 from comet.finetune_recipe import FinetuneRecipe
 from comet.floor import Lessons
@@ -225,7 +226,8 @@ def tune(
                 step=best.step,
                 size=sizes(model),
             )
-            save_tuned(model, data.tokenizer, card, folder / MODEL)
+            home = folder / MODEL
+            save_tuned(model, data.tokenizer, card, home, describing(home))
     say(f"best on dev: {dev.main} {best.score:.4f} at step {best.step}")
 
 

@@ -1,28 +1,30 @@
 """Numbers as readers see them."""
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 
-from comet.report.figures import Figure
+if TYPE_CHECKING:  # which draws, with a library that words do without
+    from comet.report.figures import Figure
 
 
-def points(figure: Figure | None) -> str:
+def points(figure: "Figure | None") -> str:
     """A figure in points of 100."""
     return "–" if figure is None else f"{figure.mean:.1f}".replace("-", "−")
 
 
-def signed(figure: Figure | None) -> str:
+def signed(figure: "Figure | None") -> str:
     """A difference in points."""
     return "–" if figure is None else f"{figure.mean:+.1f}".replace("-", "−")
 
 
-def interval(figure: Figure | None) -> str:
+def interval(figure: "Figure | None") -> str:
     """Its interval, empty where it has none."""
     if figure is None or figure.low is None or figure.high is None:
         return ""
     return f"{figure.low:.1f} to {figure.high:.1f}".replace("-", "−")
 
 
-def deviation(figure: Figure | None) -> str:
+def deviation(figure: "Figure | None") -> str:
     """Its standard deviation over seeds, empty where it has none."""
     return "" if figure is None or figure.std is None else f"± {figure.std:.1f}"
 

@@ -1,4 +1,4 @@
-"""A small HTTP server that speaks as much of the Hugging Face hub's protocol as reading a dataset's files takes.
+"""A small HTTP server that speaks as much of the Hugging Face hub's protocol as reading a repository's files takes.
 
 Repositories, listings (`tree`, `paths-info`), and files behind a redirect (`resolve`), in whole, in ranges, or their
 headers alone. Faults can be ordered: a connection that breaks off in mid-file, an error of the server.
@@ -12,27 +12,36 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubServer:
-    """Serves the files of a folder as one dataset repository.
+    """Serves the files of a folder as one repository.
 
     Args:
         folder: its files.
         repository: its name, OWNER/NAME.
+        kind: "datasets" or "models".
     """
 
-    def __init__(self, folder: Path, repository: str) -> None:
+    def __init__(self, folder: Path, repository: str, kind: str = "datasets") -> None:
         self.folder = folder
         self.repository = repository
+        self.kind = kind
+        self.facts: dict = {}  # more that is said of the repository
         self.requests: list[str] = []
         self.cut_after: int | None = None  # bytes of files that are sent before a connection breaks
         self.cuts = 0  # how many more connections break
         self.errors: list[int] = []  # what the next requests for a file are answered with
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """What answers."""
+        return handler_of(self)
 
     @property
     def endpoint(self) -> str:
@@ -46,6 +55,14 @@ class HubServer:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def point_at(server: HubServer, monkeypatch) -> None:
+    """Let the libraries of this process take a server for the hub."""
+    constants = huggingface_hub.constants
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
 
 
 def _entry(hub: HubServer, path: Path) -> dict:
@@ -64,8 +81,9 @@ def _entry(hub: HubServer, path: Path) -> dict:
     }
 
 
-def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
-    api = rf"/api/datasets/{hub.repository}"
+def handler_of(hub: HubServer) -> type[BaseHTTPRequestHandler]:
+    api = rf"/api/{hub.kind}/{hub.repository}"
+    files = f"/{hub.repository}" if hub.kind == "models" else f"/{hub.kind}/{hub.repository}"
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -98,10 +116,11 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             hub.requests.append(f"{self.command} {path} {self.headers.get('Range', '')}".rstrip())
             if re.fullmatch(rf"{api}(/revision/[^/]+)?", path):
                 self._json({"id": hub.repository, "sha": COMMIT, "siblings": [], "private": False,
-                            "tags": [], "downloads": 0, "likes": 0, "disabled": False, "gated": False})  # fmt: skip
+                            "tags": [], "downloads": 0, "likes": 0, "disabled": False, "gated": False,
+                            **hub.facts})  # fmt: skip
             elif match := re.fullmatch(rf"{api}/tree/[^/]+/?(.*)", path):
                 self._tree(hub.folder / match[1], "recursive=true" in self.path.lower())
-            elif match := re.fullmatch(rf"/datasets/{hub.repository}/resolve/([^/]+)/(.*)", path):
+            elif match := re.fullmatch(rf"{files}/resolve/([^/]+)/(.*)", path):
                 self._resolve(match[2])
             elif path.startswith("/cdn/"):
                 self._file(hub.folder / path.removeprefix("/cdn/"), body)
@@ -146,6 +165,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             self.send_response(206 if given else 200)
             if given:
                 self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+            self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("ETag", etag)
             self.send_header("Content-Length", str(last + 1 - first))

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pytest
 from corpus_files import OPTIONS, records, take, texts, write
-from hub_server import HubServer
+from hub_server import HubServer, point_at
+from huggingface_hub import HfFileSystem, hf_file_system
 
 from comet.corpus import connection, hub, open_corpus
-
-huggingface_hub = pytest.importorskip("huggingface_hub")
-from huggingface_hub import HfFileSystem, hf_file_system  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK_BYTES = 8192
@@ -33,12 +31,7 @@ def served(tmp_path, monkeypatch):
     write(tmp_path / "data/yo/yo_clean_0000.jsonl.gz", records(texts("yo", 300)))
     write(tmp_path / "README.md", ["A dataset."])
     with HubServer(tmp_path, "allenai/MADLAD-400") as server:
-        constants = huggingface_hub.constants
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(
-            constants.ENDPOINT, server.endpoint
-        )
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        point_at(server, monkeypatch)
         monkeypatch.setattr(
             hf_file_system,
             "http_backoff",
