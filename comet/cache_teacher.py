@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -22,7 +22,7 @@ from comet import quickstart
 from comet.batches import Masking, StepBatches, open_text
 from comet.cache_files import fingerprint_of_tokenizer, fingerprint_of_weights
 from comet.cache_writer import Kept, Reader, Writer, write_held_out, write_steps
-from comet.configuration import build, parse_command, run_command
+from comet.configuration import CommandParser, build, parse_command, run_command
 from comet.corpus import Corpus
 from comet.distill import SHORTCUTS
 from comet.frozen import round_weights
@@ -179,13 +179,8 @@ OWN_FLAGS = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists what can be given")
-
-
 def _own_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=PROGRAM, add_help=False, allow_abbrev=False)
+    parser = CommandParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
     parser.add_argument("--keep", choices=["hidden", "logits"], default="hidden")
     parser.add_argument("--top-k", type=int, default=64)
     parser.add_argument("--batches", type=int, default=None)

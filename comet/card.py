@@ -15,8 +15,10 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard as HubCard
 
-from comet.card_facts import Facts, gather
-from comet.card_text import (
+from comet.cards.facts import Facts, gather
+from comet.cards.lineage import README
+from comet.cards.push import push, require_pushable
+from comet.cards.text import (
     CHANGES,
     LICENCE,
     SIZE,
@@ -30,12 +32,10 @@ from comet.card_text import (
     usage,
     with_section,
 )
-from comet.configuration import run_command
+from comet.configuration import CommandParser, run_command
 from comet.durable import write_text
 from comet.fine_tuned import find_model
-from comet.lineage import README
 from comet.processes import say
-from comet.push import push, require_pushable
 from comet.tfidf import is_tfidf
 
 PROGRAM = "comet.card"
@@ -104,7 +104,7 @@ def carry(
     origin: str | None = None,
     transformers: bool = True,
 ) -> None:
-    """Give a model that was made from another one that one's card, with a sentence on what was done.
+    """Give a model that was made from another one that one's card, with a sentence on what was done; no card fails it.
 
     Args:
         source: folder of the model that it was made from; where that has no card, one is written from what is known.
@@ -112,11 +112,17 @@ def carry(
         sentence: such as "Trimmed with comet.trim from 250,002 entries to 32,000."
         origin: what the user called the source, where that is a hub id.
         transformers: whether transformers loads the new one; else the card shows Comet's way alone.
-
-    Raises:
-        ValueError: a file of the source's run cannot be read.
-        OSError: the card cannot be written.
     """
+    try:
+        text = _carried(source, target, sentence, origin, transformers)
+        write_text(target / README, text)
+    except Exception as error:  # the model is worth more than its description
+        say(f"warning: the model has no {README} ({error})")
+
+
+def _carried(
+    source: Path, target: Path, sentence: str, origin: str | None, transformers: bool
+) -> str:
     there = source / README
     ours = not is_edited(source)
     text = _without_mark(
@@ -130,7 +136,7 @@ def carry(
         text = with_section(text, SIZE, size_words(facts))
         if not transformers:
             text = with_section(text, USE, usage(facts, transformers=False))
-    write_text(target / README, _marked(text) if ours else text)
+    return _marked(text) if ours else text
 
 
 def is_edited(model: Path) -> bool:
@@ -248,7 +254,7 @@ def _digest(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"python -m {PROGRAM}",
         description="Write a model's card (README.md) from what its run holds, and push the model to the hub.",
     )

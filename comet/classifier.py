@@ -25,6 +25,7 @@ from torch import Tensor
 from comet.corpus.lines import clean
 from comet.fine_tuned import find_model
 from comet.onnx_encoder import OnnxEncoder, load_encoder
+from comet.processes import named_device
 from comet.task_batches import encode, prediction_batches
 from comet.tasks.entities import OUTSIDE, spans
 from comet.tasks.task import Example
@@ -173,7 +174,7 @@ class _Encoder:
         self._max_length = card.max_length
         self._batch_size = batch_size
         in_onnx = isinstance(model, OnnxEncoder)
-        self._device = _device("cpu" if in_onnx and device is None else device)
+        self._device = named_device("cpu" if in_onnx and device is None else device)
         if in_onnx and self._device.type != "cpu":
             raise ValueError(
                 f"--device: got {device!r}, but {folder} was exported for the CPU; leave it out"
@@ -204,13 +205,3 @@ def _cleaned(texts: Sequence[str]) -> list[str]:
         except ValueError as error:
             raise ValueError(f"texts[{place}]: {error}") from error
     return cleaned
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"--device: got {name!r}, which cannot be used: {reason}") from error

@@ -259,8 +259,11 @@ def _kind_in_words(kind: Any) -> str:
     return "null" if kind is NoneType else names[kind]
 
 
-class _Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
+    """Says what is wrong with arguments as `run_command` prints it: in one line."""
+
     def error(self, message: str) -> NoReturn:
+        """Raise what was wrong as `ValueError`."""
         raise ValueError(f"{message}; --help lists what can be given")
 
 
@@ -270,7 +273,7 @@ def _parser(
     description: str,
     shortcuts: Mapping[str, str],
 ) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog=program,
         description=description,
         argument_default=argparse.SUPPRESS,

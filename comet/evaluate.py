@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from comet.configuration import run_command
+from comet.configuration import CommandParser, run_command
 from comet.evaluation import evaluate_system, score_table
 from comet.finetune import finetune
 from comet.finetune_recipe import TFIDF, FinetuneRecipe, TunedModelRecipe
@@ -141,7 +141,7 @@ def _codes(values: Sequence[str]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"python -m {PROGRAM}",
         description="Measure fine-tuned models on a split. What was asked of the same weights before is kept.",
     )

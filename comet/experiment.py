@@ -70,11 +70,11 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
-from comet.configuration import run_command
+from comet.configuration import CommandParser, run_command
 from comet.durable import write_text
 from comet.experiments.grid import Grid, read_grid
 from comet.experiments.plan import make_plan
@@ -209,14 +209,9 @@ def _given(given: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists what can be given")
-
-
 def _parser() -> argparse.ArgumentParser:
     shipped = ", ".join(sorted(file.stem for file in GRIDS.glob("*.yaml")))
-    parser = _Parser(
+    parser = CommandParser(
         prog=PROGRAM,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 import torch
 
-from comet.configuration import run_command
+from comet.card import carry
+from comet.configuration import CommandParser, run_command
 from comet.durable import replace_folder, write_json
 from comet.environment import versions
 from comet.exports.parity import SAME, Examples, Parity, labelled, shapes, unlabelled
@@ -127,6 +128,13 @@ def export(
         how = (_write_graph if form.format == "onnx" else _write_half)(source, form, partial)
         source.tokenizer.save_pretrained(partial)
         _write_card(source, partial)
+        carry(
+            folder,
+            partial,
+            f"Exported with {PROGRAM}: {_described(form)}.",
+            origin=str(model),
+            transformers=form.format == "safetensors",
+        )
         exported = load_encoder(partial)
         report = {
             "schema": 1,
@@ -144,6 +152,13 @@ def export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return {**report, "output": str(output)}
+
+
+def _described(form: Form) -> str:
+    if form.format == "safetensors":
+        return "weights in float16"
+    fused = "attention and the like fused, " if form.optimise else ""
+    return f"ONNX, {fused}weights in {_weights(form)}"
 
 
 def _weights(form: Form) -> str:
@@ -328,7 +343,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"python -m {PROGRAM}",
         description="Write a fine-tuned model in another form, and compare both.",
     )

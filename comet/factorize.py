@@ -8,7 +8,6 @@ Loan and Pitsianis, 1993), each term of a factorized projection is a matrix of r
 so that the K terms nearest to W in the Frobenius norm are the K largest singular triples of W̃ (Eckart and Young, 1936).
 """
 
-import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from comet.checkpoints import TENSORS
-from comet.configuration import run_command
+from comet.configuration import CommandParser, run_command
 
 PROGRAM = "comet.factorize"
 MOST_TERMS = 32
@@ -97,7 +96,7 @@ def _relative_errors(matrix: Tensor, lefts: Tensor, rights: Tensor) -> list[floa
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"python -m {PROGRAM}",
         description="Turn a trained dense projection into the nearest sum of Kronecker products.",
     )

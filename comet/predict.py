@@ -14,10 +14,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 from comet.classifier import Classifier, Entity, Prediction
-from comet.configuration import run_command
+from comet.configuration import CommandParser, run_command
 from comet.corpus.lines import clean
 
 PROGRAM = "comet.predict"
@@ -121,13 +121,10 @@ def _positive(text: str) -> int:
     return number
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists what can be given")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"python -m {PROGRAM}", description="Label texts, one per line of input.")
+    parser = CommandParser(
+        prog=f"python -m {PROGRAM}", description="Label texts, one per line of input."
+    )
     parser.add_argument(
         "--model",
         required=True,

@@ -120,3 +120,18 @@ def from_main(tensors: Mapping[str, Tensor] | None, accelerator: Accelerator) ->
         torch.distributed.broadcast(value, src=0)
         found[name] = value.cpu()
     return found
+
+
+def named_device(name: str | None) -> torch.device:
+    """The device that a user named; None for the accelerator that is there, else the CPU.
+
+    Raises:
+        ValueError: there is no such.
+    """
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"--device: got {name!r}, which cannot be used: {reason}") from error

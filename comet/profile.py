@@ -14,13 +14,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from comet.configuration import run_command
+from comet.configuration import CommandParser, run_command
 from comet.durable import replace_file, write_json
+from comet.processes import named_device
 from comet.profiles import projection_costs
 from comet.profiles.models import find
 from comet.profiles.profile import FLAGS, Settings, profile
@@ -115,27 +116,14 @@ def _settings(given: argparse.Namespace) -> Settings:
         lengths=sorted(set(given.lengths)),
         batch=given.batch,
         threads=given.threads or torch.get_num_threads(),
-        device=_device(given.device),
+        device=named_device(given.device),
         latency=Patience(given.passes, given.seconds),
         throughput=Patience(max(FEWEST, given.passes // 5), given.seconds),
     )
 
 
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"--device: got {name!r}, which cannot be used: {reason}") from error
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists what can be given")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog=f"python -m {PROGRAM}",
         description="What a model costs in parameters, bytes and time, alone or against another.",
         epilog="--projection instead: what each kind of projection of attention maps costs (--projection --help).",

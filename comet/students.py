@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import cast
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForMaskedLM,
     AutoTokenizer,
     ElectraConfig,
@@ -83,6 +85,30 @@ def student_config(teacher: PreTrainedConfig, recipe: StudentRecipe) -> PreTrain
     for name in ("head_dim", "_name_or_path", "architectures", "dtype"):
         values.pop(name, None)
     return cast(PreTrainedConfig, type(teacher).from_dict(values))
+
+
+def saved_class(
+    config: PreTrainedConfig, name: str, *, flag: str = "--model"
+) -> type[PreTrainedModel]:
+    """The class that a model was saved as; one without a head where its configuration names none.
+
+    Args:
+        config: of the model.
+        name: of the model, for messages.
+        flag: the option that named it, for messages.
+
+    Raises:
+        ValueError: transformers has no such class.
+    """
+    if not config.architectures:
+        with torch.device("meta"):
+            return type(AutoModel.from_config(config))
+    found = getattr(transformers, config.architectures[0], None)
+    if found is None:
+        raise ValueError(
+            f"{flag}: transformers has no {config.architectures[0]}, which {name} was saved as"
+        )
+    return cast(type[PreTrainedModel], found)
 
 
 def chosen_layers(teacher: PreTrainedConfig, recipe: StudentRecipe) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ what is tokenised otherwise now is reported.
 Trim a teacher before it is distilled: the student then shares its small vocabulary, and every KL is cheaper by as much.
 """
 
-import argparse
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from comet.configuration import run_command
+from comet.card import carry
+from comet.configuration import CommandParser, run_command
 from comet.corpus import Corpus, open_corpus
 from comet.coverage import Coverage
 from comet.coverage import coverage as coverage_of
@@ -38,7 +38,7 @@ from comet.vocabulary import Choice, Vocabulary, count_pieces
 PROGRAM = "comet.trim"
 REPORT = "trim.json"
 _UNKNOWN = 0.5  # of a language's pieces, above which the tokenizer does not know its script
-_PROOF_TEXTS, _PROOF_TOKENS = 4, 64  # of each language, that both models read
+_PROOF_TEXTS, _PROOF_TOKENS = 4, 32  # of each language, that both models read
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,12 @@ def trim(
         trimmed.save_pretrained(partial)
         if (folder / CARD).is_file():  # of a model that was fine-tuned
             replace(read_card(folder), size=sizes(load_as_saved(partial))).write(partial)
+        carry(
+            folder,
+            partial,
+            f"Trimmed with {PROGRAM} from {entries:,} entries of its vocabulary to {len(choice.kept):,}.",
+            origin=model,
+        )
         proof = _prove(folder, partial, tokenizer, trimmed, choice.kept, held_out)
         report = {
             "schema": 1,
@@ -247,7 +253,7 @@ def _logits(
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"python -m {PROGRAM}",
         description="Write a model without the vocabulary that a corpus does not need.",
     )

@@ -6,18 +6,16 @@ embeddings, the output embeddings where they are not the same, and the output's 
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from comet.durable import write_json
-from comet.students import said_plainly
+from comet.students import said_plainly, saved_class
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -70,7 +68,7 @@ def _vocabulary_tensors(folder: Path, rows: int) -> set[str]:
     """Names of what has a row for every entry: input and output embeddings, and the output's bias."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
-        model = _class_of(folder)(config)
+        model = saved_class(config, str(folder))(config)
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     weights = [module.weight for module in embeddings if module is not None]
     return {
@@ -102,21 +100,8 @@ def load_as_saved(folder: Path) -> PreTrainedModel:
         ValueError: it cannot be loaded, in one line.
     """
     with said_plainly("--model", str(folder)):
-        model = _class_of(folder).from_pretrained(
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = saved_class(config, str(folder)).from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
     return model.eval()
-
-
-def _class_of(folder: Path) -> Any:
-    """The class that the model was saved as.
-
-    Raises:
-        ValueError: transformers has none of that name.
-    """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    name = (config.architectures or ["AutoModel"])[0]
-    found = getattr(transformers, name, None)
-    if found is None:
-        raise ValueError(f"--model: transformers has no {name}, which {folder} was saved as")
-    return found

@@ -10,9 +10,9 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
+from comet.cards.lineage import Base, base_of, is_hub_id, metadata, plain_name
 from comet.fine_tuned import CARD
 from comet.finetune_recipe import TFIDF, FinetuneRecipe
-from comet.lineage import Base, base_of, is_hub_id, metadata, plain_name
 from comet.recipe import AdaptRecipe, DistillRecipe
 from comet.runs import METRICS, RECIPE, RECORD
 from comet.task_model import HEADS, ModelCard, read_card, sizes

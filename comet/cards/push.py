@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 import comet
-from comet.lineage import README, is_hub_id
+from comet.cards.lineage import README, is_hub_id
 
 _FLAG = "--push-to-hub"
 _FILES = (

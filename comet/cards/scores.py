@@ -5,8 +5,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from comet.card_facts import Facts
-from comet.card_training import datasets
+from comet.cards.facts import Facts
+from comet.cards.training import datasets
 from comet.report.words import listed
 
 _MEASURES = {"weighted_f1": "weighted F1", "f1": "F1 of entities"}

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from huggingface_hub import ModelCardData
 
 import comet
-from comet.card_facts import ENCODER, Facts
-from comet.card_scores import floor_words, has_unseen, results, score_words
-from comet.card_training import datasets, training_words
+from comet.cards.facts import ENCODER, Facts
+from comet.cards.lineage import FROM_SCRATCH, LICENCE_KEYS, UNKNOWN
+from comet.cards.scores import floor_words, has_unseen, results, score_words
+from comet.cards.training import datasets, training_words
 from comet.corpus.documents import UNDETERMINED, two_letter_code
-from comet.lineage import FROM_SCRATCH, LICENCE_KEYS, UNKNOWN
 from comet.report.words import listed, size
 
 USE, SIZE, CHANGES, LICENCE = "How to use", "Size", "What was done to it since", "Licence"

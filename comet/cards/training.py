@@ -4,8 +4,8 @@ from typing import Any
 
 import yaml
 
-from comet.card_facts import Facts
-from comet.lineage import is_hub_id, plain_name
+from comet.cards.facts import Facts
+from comet.cards.lineage import is_hub_id, plain_name
 from comet.report.words import count, listed
 from comet.tasks.hub import HUB
 

@@ -2,19 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
-import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from comet.fine_tuned import find_model
+from comet.onnx_encoder import GRAPH, is_exported
 from comet.profiles.shapes import PREFIX, Published, shape_config
-from comet.students import said_plainly
+from comet.students import said_plainly, saved_class
 from comet.tap import usable_positions
 from comet.tfidf import is_tfidf
 
-ONNX = "model.onnx"
 _STUDENT = "student"  # of a run of comet.distill
 
 
@@ -43,9 +41,7 @@ class Model:
     @property
     def runtime(self) -> str:
         """What runs it: "torch" or "onnxruntime"."""
-        return (
-            "torch" if self.folder is None or not (self.folder / ONNX).is_file() else "onnxruntime"
-        )
+        return "torch" if self.folder is None or not is_exported(self.folder) else "onnxruntime"
 
     @property
     def timed(self) -> str:
@@ -82,7 +78,9 @@ def find(given: str, language: str | None = None, *, flag: str = "--model") -> M
     """
     if given.startswith(PREFIX):
         config, published = shape_config(given, flag=flag)
-        return Model(given, given, None, config, _class_of(config, given, flag), published, None)
+        return Model(
+            given, given, None, config, saved_class(config, given, flag=flag), published, None
+        )
     folder = Path(given).expanduser()
     if (folder / _STUDENT / "config.json").is_file():
         folder = folder / _STUDENT
@@ -91,19 +89,9 @@ def find(given: str, language: str | None = None, *, flag: str = "--model") -> M
         raise ValueError(f"{flag}: {folder} holds a TF-IDF model; only encoders are measured")
     with said_plainly(flag, str(folder)):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    has_weights = (folder / ONNX).is_file() or any(folder.glob("*.safetensors"))
+    has_weights = is_exported(folder) or any(folder.glob("*.safetensors"))
     if not has_weights:
-        raise ValueError(f"{flag}: {folder} holds neither {ONNX} nor weights in safetensors")
-    return Model(given, str(folder), folder, config, _class_of(config, given, flag), None, choice)
-
-
-def _class_of(config: PreTrainedConfig, given: str, flag: str) -> type[PreTrainedModel]:
-    """The class that a model was saved as."""
-    if not config.architectures:
-        with torch.device("meta"):
-            return type(transformers.AutoModel.from_config(config))
-    name = config.architectures[0]
-    found: Any = getattr(transformers, name, None)
-    if found is None:
-        raise ValueError(f"{flag}: transformers has no {name}, which {given} was saved as")
-    return cast(type[PreTrainedModel], found)
+        raise ValueError(f"{flag}: {folder} holds neither {GRAPH} nor weights in safetensors")
+    return Model(
+        given, str(folder), folder, config, saved_class(config, given, flag=flag), None, choice
+    )

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from comet.configuration import CommandParser
 from comet.projections import memory_bytes, trained_bytes
 
 
@@ -74,7 +75,7 @@ def read_command(argv: Sequence[str], program: str) -> argparse.Namespace:
     Raises:
         ValueError: a size below 1.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"python -m {program}",
         description="What projections of attention maps cost, on paper.",
     )

@@ -1,6 +1,5 @@
 """A model as one call that takes token ids and a mask, whatever runs it: torch, or onnxruntime."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from comet.profiles.models import ONNX, Model
+from comet.onnx_encoder import GRAPH, extra
+from comet.profiles.models import Model
 from comet.students import said_plainly
 
 Run = Callable[[NDArray[np.int64], NDArray[np.int64]], object]
@@ -61,12 +61,7 @@ def _open_torch(model: Model, device: torch.device, flag: str) -> Run:
 
 
 def _open_onnx(model: Model, device: torch.device, threads: int, flag: str) -> Run:
-    try:
-        onnxruntime: Any = importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise ValueError(
-            f"{flag}: {model.name} is an ONNX model, which needs onnxruntime: pip install 'comet-distill[export]'"
-        ) from error
+    onnxruntime = extra("onnxruntime", f"{flag}: {model.name} is run by")
     if device.type != "cpu":
         raise ValueError(
             f"--device: {model.name} is an ONNX model, which is measured on the CPU alone"
@@ -77,13 +72,13 @@ def _open_onnx(model: Model, device: torch.device, threads: int, flag: str) -> R
     options.log_severity_level = 3  # what is missing to use a GPU is of no interest here
     with said_plainly(flag, model.found):
         session = onnxruntime.InferenceSession(
-            str(model.folder / ONNX), options, providers=["CPUExecutionProvider"]
+            str(model.folder / GRAPH), options, providers=["CPUExecutionProvider"]
         )
     wanted = {one.name for one in session.get_inputs()}
     known = {"input_ids", "attention_mask", "token_type_ids"}
     if not wanted <= known:
         raise ValueError(
-            f"{flag}: {model.folder / ONNX} wants {', '.join(sorted(wanted - known))}; only "
+            f"{flag}: {model.folder / GRAPH} wants {', '.join(sorted(wanted - known))}; only "
             f"{', '.join(sorted(known))} can be given"
         )
 

@@ -3,18 +3,12 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from comet.configuration import run_command
+from comet.configuration import CommandParser, run_command
 from comet.processes import say
 from comet.report.reading import read
 
 PROGRAM = "comet.report"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists what can be given")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,8 +33,8 @@ def main(argv: Sequence[str]) -> None:
     say(f"report  {output} ({len(text.encode()) / 1e6:.1f} MB)")
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog=f"python -m {PROGRAM}",
         description="One self-contained HTML page: scores against teacher, floor and published figures, what each "
         "system costs, loss curves, attention maps, and what was run on what.",

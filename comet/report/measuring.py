@@ -89,20 +89,16 @@ def measure(folder: Path) -> Cost:
 
 
 def _transformer(folder: Path) -> Callable[[], object]:
-    """One pass over 32 tokens of a model as it was saved."""
+    """One pass over 32 tokens."""
     import torch
-    import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    kind = getattr(transformers, (config.architectures or ["AutoModel"])[0])
-    model = kind.from_pretrained(folder, use_safetensors=True).eval()
-    ids_BS = torch.arange(TOKENS)[None] % (config.vocab_size - 5) + 5
+    from comet.profiles.models import find
+    from comet.profiles.running import open_model, sample
 
-    def run() -> object:
-        with torch.inference_mode():
-            return model(input_ids=ids_BS)
-
-    return run
+    model = find(str(folder))
+    inputs = sample(model, 1, TOKENS)
+    opened = open_model(model, torch.device("cpu"), torch.get_num_threads())
+    return lambda: opened(*inputs)
 
 
 def _other(folder: Path) -> Callable[[], object]:

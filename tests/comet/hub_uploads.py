@@ -103,6 +103,11 @@ def _uploads_of(hub: ModelHub) -> type[BaseHTTPRequestHandler]:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(content)
             hub.commits.append(branch)
-            self._json({"commitUrl": f"{hub.endpoint}/{hub.repository}/commit/{COMMIT}", "commitOid": COMMIT})
+            self._json(
+                {
+                    "commitUrl": f"{hub.endpoint}/{hub.repository}/commit/{COMMIT}",
+                    "commitOid": COMMIT,
+                }
+            )
 
     return Handler

@@ -17,10 +17,10 @@ from tuned_models import save_tiny
 from comet import card as card_module
 from comet.adapt import main as adapt
 from comet.card import card, carry, is_edited, main, models_of
+from comet.cards.lineage import base_of, is_hub_id, plain_name
 from comet.distill import main as distill
 from comet.evaluate import evaluate
 from comet.finetune import finetune
-from comet.lineage import base_of, is_hub_id, plain_name
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["--steps", "4", "--run.checkpoint_every", "50"]

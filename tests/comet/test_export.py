@@ -31,6 +31,7 @@ from comet.tuned_runs import weights_fingerprint
 
 TEXTS = [text for language in LANGUAGES for text in toy_sentences(language, 12)]
 FILES = {
+    "README.md",
     GRAPH,
     "config.json",
     "comet.json",

@@ -12,9 +12,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tuned_models import save_tiny
 
 from comet.card import carry, main
+from comet.cards.lineage import base_of
+from comet.cards.push import pushed_files
 from comet.classifier import Classifier
-from comet.lineage import base_of
-from comet.push import pushed_files
 
 NAME = "someone/small-sentiment"
 TEXT = "Malami ya koya wa dalibai."
@@ -113,7 +113,10 @@ def test_a_branch_and_a_private_repository(hub, folder):
     hub.facts["private"] = True
     push(folder, "--private", "--revision", "trial")
     (created,) = hub.created
-    assert created.get("visibility", created.get("private")) in ("private", True)  # as of 2 and of 1
+    assert created.get("visibility", created.get("private")) in (
+        "private",
+        True,
+    )  # as of 2 and of 1
     assert (hub.branches, hub.commits) == (["trial"], ["trial"])
 
 
