@@ -16,7 +16,7 @@ from comet import quickstart
 from comet.agreement import Agreement, measure_distiller, table
 from comet.card import describing
 from comet.configuration import parse_command, run_command
-from comet.initialisation import start_from_teacher
+from comet.initialisation import make_started
 from comet.memory_advice import advice, explained, sizes_of
 from comet.objective import Distiller
 from comet.processes import make_accelerator, on_main, say
@@ -25,10 +25,10 @@ from comet.recipe import DistillRecipe
 from comet.runs import RunFolder, resolve
 from comet.sources import Sources, cached_sources, online_sources
 from comet.students import (
+    Start,
     count_parameters,
     keep_inputs_only,
     load_tokenizer,
-    make_student,
     require_same_vocabulary,
     save_model,
 )
@@ -93,7 +93,9 @@ def distill(
     trackers = Trackers(recipe.run.trackers, folder)
     ops: ModuleType = comet_kernels if recipe.objective.fused else comet_kernels.reference
     sources = open_sources(recipe, ops, accelerator)
-    distiller = build_distiller(recipe, sources, ops)
+    distiller, start = build_distiller(recipe, sources, ops)
+    recipe = replace(recipe, student=start.recipe)
+    run.recipe = replace(run.recipe, student=start.recipe)  # which does not ask again when resumed
     student = distiller.student.model
     sizes = sizes_of(student, sources.model, accelerator.num_processes)
     with (
@@ -126,7 +128,7 @@ def distill(
             watching,
             before_step=distiller.set_progress,
         )
-        say(_announcement(distiller, sources, ops, folder, accelerator))
+        say(_announcement(distiller, sources, start, ops, folder, accelerator))
         before = evaluate()
         if resume:
             training.resume(resume_from)
@@ -173,8 +175,10 @@ def open_sources(recipe: DistillRecipe, ops: ModuleType, accelerator: Accelerato
     return online_sources(recipe, teacher_name, ops, accelerator)
 
 
-def build_distiller(recipe: DistillRecipe, sources: Sources, ops: ModuleType) -> Distiller:
-    """Student, projection and objective of a recipe, beside the teacher.
+def build_distiller(
+    recipe: DistillRecipe, sources: Sources, ops: ModuleType
+) -> tuple[Distiller, Start]:
+    """Student, projection and objective of a recipe, beside the teacher; and what the student starts from.
 
     Raises:
         ValueError: different vocabularies, sequences longer than the positions, an option that does not fit.
@@ -183,9 +187,9 @@ def build_distiller(recipe: DistillRecipe, sources: Sources, ops: ModuleType) ->
         theirs = load_tokenizer(recipe.student.model, flag="--student")
         require_same_vocabulary(sources.tokenizer, theirs)
     set_seed(recipe.run.seed)
-    student = make_student(sources.config, recipe.student)
-    if recipe.student.initial != "random":
-        start_from_teacher(student, sources.load_teacher(), recipe.student, sources.first_batches())
+    student, start = make_started(
+        sources.config, recipe.student, sources.load_teacher, sources.first_batches
+    )
     for role, model in (("teacher", sources.model), ("student", student)):
         positions = recipe.corpus.max_length if model is None else usable_positions(model)
         if recipe.corpus.max_length > positions:
@@ -199,11 +203,19 @@ def build_distiller(recipe: DistillRecipe, sources: Sources, ops: ModuleType) ->
     if recipe.optimisation.compile:
         encoder.compile(dynamic=True)
     projection = make_projection(recipe.objective, recipe.corpus.max_length)
-    return Distiller(sources.teacher, encoder, projection, recipe.objective, ops, sources.languages)
+    distiller = Distiller(
+        sources.teacher, encoder, projection, recipe.objective, ops, sources.languages
+    )
+    return distiller, start
 
 
 def _announcement(
-    distiller: Distiller, sources: Sources, ops: ModuleType, folder: Path, accelerator: Accelerator
+    distiller: Distiller,
+    sources: Sources,
+    start: Start,
+    ops: ModuleType,
+    folder: Path,
+    accelerator: Accelerator,
 ) -> str:
     kind = "fused kernels" if ops is comet_kernels else "plain torch"
     several = accelerator.num_processes
@@ -211,6 +223,7 @@ def _announcement(
     return (
         f"{sources.description}\n"
         f"student  {count_parameters(distiller.student):,} parameters\n"
+        f"start    {start.describe(sources.config)}\n"
         f"compute  {kind} on {where}\n"
         f"output   {folder}"
     )

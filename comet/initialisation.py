@@ -19,12 +19,13 @@ is approximated where nothing is smaller: with the teacher's sizes the student i
 teacher of those layers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from comet.anatomy import Affine, Anatomy, Layer, anatomy_of
 from comet.batch import Batch
@@ -40,9 +41,41 @@ from comet.reduction import (
     through,
 )
 from comet.student_recipe import StudentRecipe
-from comet.students import chosen_layers
+from comet.students import Start, chosen_layers, make_student, settled
 
 _HEAD_DEVIATION = 0.1  # of what the student's head puts through GELU
+
+
+def make_started(
+    teacher: PreTrainedConfig,
+    recipe: StudentRecipe,
+    load_teacher: Callable[[], PreTrainedModel],
+    batches: Callable[[], Iterable[Batch]],
+) -> tuple[PreTrainedModel, Start]:
+    """A student with the first weights that its recipe asks for; of "auto", with those that can be had.
+
+    Args:
+        teacher: its configuration.
+        recipe: of the student.
+        load_teacher: gives it in float32 on the CPU, if its weights are needed.
+        batches: give text of the kind that will be trained on, likewise.
+
+    Raises:
+        ValueError: a student that cannot start from such a teacher, or from one whose weights are not there.
+    """
+    start = settled(teacher, recipe)
+    if recipe.model is not None or start.recipe.initial == "random":
+        return make_student(teacher, start.recipe), start
+    try:
+        weights = load_teacher()
+    except ValueError as error:
+        if recipe.initial != "auto":
+            raise
+        start = Start(replace(recipe, initial="random"), str(error))
+        return make_student(teacher, start.recipe), start
+    student = make_student(teacher, start.recipe)
+    start_from_teacher(student, weights, start.recipe, batches())
+    return student, start
 
 
 def start_from_teacher(
@@ -56,7 +89,7 @@ def start_from_teacher(
     Args:
         student: of `comet.students.make_student` for this teacher and recipe, on the CPU.
         teacher: in float32, on the CPU.
-        recipe: `initial` and what belongs to it.
+        recipe: `initial`, which is "embeddings" or "teacher", and what belongs to it.
         batches: text of the kind that will be trained on; a few thousand tokens of it are read.
 
     """

@@ -45,12 +45,15 @@ def main(argv: Sequence[str]) -> None:
     ops: ModuleType = comet_kernels if recipe.objective.fused else comet_kernels.reference
     sources = open_sources(recipe, ops, accelerator)
     with closing(sources.batches):
-        distiller = build_distiller(recipe, sources, ops)
+        distiller, start = build_distiller(recipe, sources, ops)
         distiller.teacher.to(accelerator.device)
         distiller.to(accelerator.device)
         found = measure_distiller(distiller, sources.held_out, accelerator)
     student = distiller.student.model
-    say(f"student  {count_parameters(student):,} parameters, initial {recipe.student.initial}")
+    say(
+        f"student  {count_parameters(student):,} parameters\n"
+        f"start    {start.describe(sources.config)}"
+    )
     say(table({"before training": found}))
     if folder is not None and accelerator.is_main_process:
         folder.parent.mkdir(parents=True, exist_ok=True)

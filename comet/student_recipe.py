@@ -54,8 +54,10 @@ class StudentRecipe:
         "width of the embeddings, below hidden_size: two factors of the table, as in ALBERT; the student is an ELECTRA "
         "then, whatever the teacher",
     )
-    initial: Literal["random", "embeddings", "teacher"] = option(
-        "random", "first weights: random, the teacher's embeddings alone, or all of them, reduced"
+    initial: Literal["auto", "random", "embeddings", "teacher"] = option(
+        "auto",
+        "first weights: random, the teacher's embeddings alone, or all of the teacher's, reduced; auto is the last of "
+        "these that its sizes allow",
     )
     initial_layers: list[int] | None = option(
         None, "teacher layers to start from, from 0; none: evenly from the first to the last"
@@ -74,7 +76,7 @@ class StudentRecipe:
         if layers is None:
             return
         require(
-            self.initial == "teacher",
+            self.initial in ("auto", "teacher"),
             "student.initial_layers",
             f"{layers} with student.initial {self.initial}",
             "student.initial teacher",

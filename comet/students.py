@@ -7,8 +7,9 @@ The paper's student of AfroXLMR-large is the same architecture with 6 layers, hi
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import transformers
@@ -50,6 +51,7 @@ def student_config(teacher: PreTrainedConfig, recipe: StudentRecipe) -> PreTrain
     Raises:
         ValueError: the architecture does not name its sizes as BERT does.
     """
+    recipe = settled(teacher, recipe).recipe
     require_startable(teacher, recipe)
     values = teacher.to_dict()
     if recipe.embedding_size is not None and teacher.model_type != "electra":
@@ -122,6 +124,47 @@ def chosen_layers(teacher: PreTrainedConfig, recipe: StudentRecipe) -> tuple[int
     if gaps == 0:
         return (last,)
     return tuple((2 * number * last + gaps) // (2 * gaps) for number in range(recipe.layers))
+
+
+class Start(NamedTuple):
+    """What a student's first weights are.
+
+    Attributes:
+        recipe: whose `initial` is no longer "auto".
+        hindrance: what kept "auto" from all of the teacher's weights, or None.
+    """
+
+    recipe: StudentRecipe
+    hindrance: str | None
+
+    def describe(self, teacher: PreTrainedConfig) -> str:
+        """For people."""
+        if self.recipe.model is not None:
+            return self.recipe.model
+        if self.recipe.initial == "teacher":
+            layers = ", ".join(map(str, chosen_layers(teacher, self.recipe)))
+            return f"the teacher's weights, reduced; layers {layers}"
+        kinds = {"random": "random weights", "embeddings": "the teacher's embeddings, reduced"}
+        why = "" if self.hindrance is None else f", for want of more: {self.hindrance}"
+        return f"{kinds[self.recipe.initial]}{why}"
+
+
+def settled(teacher: PreTrainedConfig, recipe: StudentRecipe) -> Start:
+    """Decide on an `initial` of "auto": all of the teacher's weights, else its embeddings, else random ones."""
+    if recipe.initial != "auto" or recipe.model is not None:
+        return Start(recipe, None)
+    hindrance = None
+    for initial in ("teacher", "embeddings"):
+        found = replace(recipe, initial=initial)
+        try:
+            require_startable(teacher, found)
+        except ValueError as error:
+            if recipe.initial_layers is not None:
+                raise
+            hindrance = hindrance or str(error)
+        else:
+            return Start(found, hindrance)
+    return Start(replace(recipe, initial="random"), hindrance)
 
 
 def require_startable(teacher: PreTrainedConfig, recipe: StudentRecipe) -> None:

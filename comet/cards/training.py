@@ -61,7 +61,7 @@ def _distilled(facts: Facts) -> list[str]:
     teacher = f"`{facts.base.name}`" if facts.base else "not known"
     if facts.recipe["teacher"].get("trim"):
         teacher += f", trimmed to what the text needs ({facts.recipe['teacher']['trim']:g})"
-    initial = facts.recipe["student"].get("initial", "random")
+    initial = facts.recipe["student"]["initial"]
     start = f"`{facts.start}`" if facts.start else _STARTS.get(initial, initial)
     return [
         f"Teacher: {teacher}; frozen. The student started from {start}.",

@@ -23,11 +23,11 @@ from comet.experiments.budget import (
 )
 from comet.experiments.stage import Stage, read_json
 from comet.experiments.written import Content, Settings, nested
-from comet.initialisation import start_from_teacher
+from comet.initialisation import make_started
 from comet.recipe import AdaptRecipe, DistillRecipe
 from comet.runs import METRICS
 from comet.sources import first_batches
-from comet.students import load_masked_lm, load_tokenizer, make_student, save_model
+from comet.students import load_masked_lm, load_tokenizer, save_model
 from comet.teacher_cache import INDEX
 from comet.trimmed_teacher import teacher_of
 
@@ -50,14 +50,15 @@ def make_untrained(recipe: DistillRecipe, teacher: str, folder: Path) -> None:
     tokenizer = load_tokenizer(name, revision=revision)
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     set_seed(recipe.run.seed)
-    student = make_student(config, recipe.student)
-    if recipe.student.initial != "random":
-        masking = Masking(
-            tokenizer, recipe.corpus.mask_probability, recipe.objective.kd_tokens, recipe.run.seed
-        )
-        text = open_text(recipe.corpus, recipe.run.seed)
-        weights = load_masked_lm(name, revision=revision)
-        start_from_teacher(student, weights, recipe.student, first_batches(text, masking, recipe))
+    masking = Masking(
+        tokenizer, recipe.corpus.mask_probability, recipe.objective.kd_tokens, recipe.run.seed
+    )
+    student, _ = make_started(
+        config,
+        recipe.student,
+        lambda: load_masked_lm(name, revision=revision),
+        lambda: first_batches(open_text(recipe.corpus, recipe.run.seed), masking, recipe),
+    )
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     save_model(student, tokenizer, folder)

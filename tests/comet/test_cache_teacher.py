@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
-from tiny import TINY_RUN
+from tiny import TINY_RUN, TINY_STUDENT
 from transformers import AutoModelForMaskedLM
 
 import comet_kernels
@@ -113,7 +113,7 @@ def test_rounds_have_the_losses_of_a_teacher_that_reads_the_same_batches(
 def test_a_run_from_the_cache_alone(hidden, arguments, tmp_path, capsys):
     """Neither teacher nor text is named, and both may be gone."""
     given = [
-        *TINY_RUN[:8],
+        *TINY_STUDENT,
         "--teacher-cache",
         str(hidden),
         "--steps",

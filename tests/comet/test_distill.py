@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import TINY_RUN, tiny_model
+from tiny import TINY_RUN, TINY_STUDENT, tiny_model
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from comet import distill as distill_module
@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_written_is_said(command):
 
 def test_a_student_can_be_given(finished, tmp_path, command):
     folder = tmp_path / "run"
-    given = [*command[:4], *TINY_RUN[8:], "--student", str(finished / "student")]
+    given = [*command[:4], *TINY_RUN[len(TINY_STUDENT) :], "--student", str(finished / "student")]
     main([*given, "--steps", "2", "--output", str(folder)])
     first = json.loads((folder / "agreement.json").read_text())["before"]["all"]["kl"]
     last = json.loads((finished / "agreement.json").read_text())["after"]["all"]["kl"]
@@ -236,7 +236,7 @@ def test_different_vocabularies_are_refused(tmp_path, command, tokenizer):
     pieces = AutoTokenizer.from_pretrained(command[1])
     pieces.add_tokens(["neologism"])
     pieces.save_pretrained(other)
-    given = [*command[:4], *TINY_RUN[8:], "--student", str(other)]
+    given = [*command[:4], *TINY_RUN[len(TINY_STUDENT) :], "--student", str(other)]
     said = "--student: its vocabulary has 301 entries, the teacher's 300"
     with pytest.raises(ValueError, match=said):
         main([*given, "--output", str(tmp_path / "run")])

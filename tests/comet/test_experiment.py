@@ -150,17 +150,19 @@ def test_a_twin_of_the_same_steps_needs_no_probe(bench):
     assert recipe["corpus"] == {"paths": ["toy"], "max_length": 24}
 
 
-def test_the_twin_starts_from_the_weights_of_the_student(finished, teacher_folder):
+def test_the_twin_starts_from_the_weights_of_the_student(finished, tmp_path):
     import torch
-    from accelerate.utils import set_seed
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import AutoModelForMaskedLM
 
-    from comet.recipe import StudentRecipe
-    from comet.students import make_student
+    from comet.initialise import main as initialise
 
-    set_seed(0)
-    shape = StudentRecipe(**GRID["distill"]["student"])
-    student = make_student(AutoConfig.from_pretrained(teacher_folder), shape)
+    recipe = finished.output / "cells/both/distill.yaml"
+    given = yaml.safe_load(recipe.read_text())
+    given["teacher"] = {"model": str(finished.teacher)}
+    given["corpus"] = {**given.get("corpus", {}), "paths": ["toy"], "max_length": 64}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
+    initialise(["--recipe", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "student")])
+    student = AutoModelForMaskedLM.from_pretrained(tmp_path / "student")
     twin = AutoModelForMaskedLM.from_pretrained(finished.output / "cells/mlm/untrained")
     assert twin.state_dict().keys() == student.state_dict().keys()
     for name, value in student.state_dict().items():

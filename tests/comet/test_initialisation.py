@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from distillers import padded_batch
-from tiny import TINY_RUN, tiny_model
+from tiny import TINY_RUN, TINY_STUDENT, tiny_model
 from tiny_tasks import recipe_for, write_sentiment
 from torch import nn
 from transformers import AutoModel, AutoModelForMaskedLM, ElectraConfig, GPT2Config
@@ -19,7 +19,7 @@ from comet.initialisation import start_from_teacher
 from comet.initialise import main as initialise
 from comet.recipe import StudentRecipe
 from comet.reduction import basis_of, reduced_product, reduced_writer, refit, rotary_product
-from comet.students import chosen_layers, make_student
+from comet.students import chosen_layers, make_student, settled
 from comet.tap import TappedEncoder, usable_positions
 from comet.trim import main as trim
 
@@ -327,6 +327,33 @@ def test_other_architectures_are_refused():
 
 
 @pytest.mark.parametrize(
+    ("architecture", "changes", "initial", "hindrance"),
+    [
+        ("bert", {}, "teacher", None),
+        ("modernbert", {}, "teacher", None),
+        ("bert", {"heads": 8}, "embeddings", "student.heads: got 8"),
+        ("modernbert", {"embedding_size": 8}, "embeddings", "whose layers are of another kind"),
+        ("bert", {"hidden_size": 64}, "random", "student.hidden_size: got 64"),
+        ("bert", {"layers": 2, "initial_layers": [1, 3]}, "teacher", None),
+    ],
+)
+def test_auto_takes_as_much_of_the_teacher_as_fits_and_says_what_does_not(
+    architecture, changes, initial, hindrance
+):
+    config = tiny_model(architecture).config
+    start = settled(config, recipe_of(**{"initial": "auto", **changes}))
+    assert start.recipe.initial == initial
+    assert (hindrance or "") in start.describe(config)
+    assert (hindrance is None) == (start.hindrance is None)
+
+
+def test_auto_does_not_pass_over_layers_that_were_asked_for():
+    config = tiny_model("bert").config
+    with pytest.raises(ValueError, match="layers of the teacher, 0 to 3"):
+        settled(config, recipe_of(initial="auto", layers=2, initial_layers=[1, 4]))
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"initial_layers": [0, 1]}, "as many as student.layers"),
@@ -372,7 +399,7 @@ def test_a_run_from_a_cache_starts_as_one_beside_the_teacher(
     teacher = shutil.copytree(teacher_folder, tmp_path / "teacher")
     text = ["--teacher", str(teacher), "--corpus", str(corpus_folder), *TINY_RUN]
     cache_teacher([*text, "--batches", "4", "--output", str(tmp_path / "cache")])
-    own = [*TINY_RUN[:8], "--student.initial", "teacher"]
+    own = [*TINY_STUDENT, "--student.initial", "teacher"]
     cached = ["--teacher-cache", str(tmp_path / "cache"), *own]
     capsys.readouterr()
     initialise([*text, "--student.initial", "teacher", "--output", str(tmp_path / "start")])
@@ -394,3 +421,21 @@ def test_a_run_from_a_cache_starts_as_one_beside_the_teacher(
 def test_the_command_writes_over_nothing(teacher_folder, tmp_path):
     with pytest.raises(ValueError, match=r"--output: .* exists"):
         initialise(["--teacher", str(teacher_folder), "--corpus", "toy", "--output", str(tmp_path)])
+
+
+def test_from_a_cache_whose_teacher_is_gone_auto_starts_at_random_and_says_so(
+    teacher_folder, corpus_folder, tmp_path, capsys
+):
+    teacher = shutil.copytree(teacher_folder, tmp_path / "teacher")
+    run = [one for one in TINY_RUN if one not in ("--student.initial", "random")]
+    text = ["--teacher", str(teacher), "--corpus", str(corpus_folder), *run]
+    cache_teacher([*text, "--batches", "4", "--output", str(tmp_path / "cache")])
+    shutil.rmtree(teacher)
+    shape = [one for one in TINY_STUDENT if one not in ("--student.initial", "random")]
+    capsys.readouterr()
+    distill(
+        ["--teacher-cache", str(tmp_path / "cache"), *shape, "--steps", "2",
+         "--optimisation.warmup_steps", "1", "--output", str(tmp_path / "run")]
+    )  # fmt: skip
+    assert "start    random weights, for want of more: student.initial" in capsys.readouterr().out
+    assert "initial: random" in (tmp_path / "run" / "recipe.yaml").read_text()

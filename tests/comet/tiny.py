@@ -34,11 +34,15 @@ def tiny_model(architecture: str, vocabulary_size: int = 120, **sizes: int) -> P
     return AutoModelForMaskedLM.from_config(kind(**shape, **special)).eval()
 
 
-TINY_RUN = [
+TINY_STUDENT = [
     "--student.layers", "2",
     "--student.hidden_size", "16",
     "--student.heads", "2",
     "--student.intermediate_size", "24",
+    "--student.initial", "random",
+]  # fmt: skip
+TINY_RUN = [
+    *TINY_STUDENT,
     "--objective.projection", "kronecker",
     "--objective.projection_terms", "2",
     "--corpus.max_length", "24",
