@@ -72,6 +72,7 @@ class Anatomy:
         head: the dense layer of the masked-language-model head.
         head_module: its input is what the head reads.
         head_norm: before the output embeddings.
+        output_module: the output embeddings; the last to be called.
         bias: `[V]`, of the output embeddings, or None.
         heads: of attention.
         frequencies: `[D / 2]` of the rotation of each layer's queries and keys, by position; None without one.
@@ -88,6 +89,7 @@ class Anatomy:
     head: Affine
     head_module: nn.Module
     head_norm: nn.LayerNorm
+    output_module: nn.Module
     bias: Tensor | None
     heads: int
     frequencies: tuple[Tensor, ...] | None
@@ -137,6 +139,7 @@ def _bert_like(model: Any) -> Anatomy:
         head=_affine(head_dense),
         head_module=head_dense,
         head_norm=head_norm,
+        output_module=output,
         bias=None if output.bias is None else output.bias.data,
         heads=model.config.num_attention_heads,
         frequencies=None,
@@ -190,6 +193,7 @@ def _modernbert(model: Any) -> Anatomy:
         head=_affine(model.head.dense),
         head_module=model.head.dense,
         head_norm=model.head.norm,
+        output_module=model.decoder,
         bias=None if model.decoder.bias is None else model.decoder.bias.data,
         heads=model.config.num_attention_heads,
         frequencies=tuple(

@@ -31,8 +31,10 @@ from comet.anatomy import Affine, Anatomy, Layer, anatomy_of
 from comet.batch import Batch
 from comet.moments import Moments, measure_moments
 from comet.reduction import (
+    ROWS,
     Fit,
     basis_of,
+    gram,
     reduced_product,
     reduced_writer,
     refit,
@@ -130,8 +132,7 @@ class _Start:
 
     def embeddings(self) -> None:
         """Tokens, positions and types, and the output's bias: principal directions of the tokens as they occur."""
-        tokens = self.theirs.tokens.double()
-        spread = tokens.T @ (self.moments.counts[:, None] * tokens)
+        spread = gram(self.theirs.tokens, self.moments.counts)
         self.table = basis_of(spread, self.ours.tokens.shape[1])
         self._tables()
 
@@ -170,7 +171,8 @@ class _Start:
 
     def _tables(self) -> None:
         ours, theirs = self.ours, self.theirs
-        ours.tokens.copy_(theirs.tokens.double() @ self.table)
+        for rows, of in zip(ours.tokens.split(ROWS), theirs.tokens.split(ROWS), strict=True):
+            rows.copy_(of.double() @ self.table)
         if ours.positions is not None and theirs.positions is not None:
             ours.positions.copy_(theirs.positions[: len(ours.positions)].double() @ self.table)
         if ours.types is not None and theirs.types is not None:
@@ -345,9 +347,11 @@ class _Start:
 
         Logits E u + b are to be E P u', but for what is the same for all entries, which no softmax sees.
         """
-        tokens = self.theirs.tokens.double()
-        gram = tokens.T @ tokens - len(tokens) * torch.outer(tokens.mean(0), tokens.mean(0))
-        return torch.linalg.lstsq(self.table.T @ gram @ self.table, self.table.T @ gram).solution
+        tokens = self.theirs.tokens
+        total = torch.stack([some.double().sum(0) for some in tokens.split(ROWS)]).sum(0)
+        spread = gram(tokens) - torch.outer(total, total) / len(tokens)
+        kept = self.table.T @ spread
+        return torch.linalg.lstsq(kept @ self.table, kept).solution
 
 
 def _plain(moment: Tensor) -> _Source:

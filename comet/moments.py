@@ -107,6 +107,10 @@ class _Sums:
         if anatomy.final_norm is not None:
             self._watch_norm("final", anatomy.final_norm)
         self._watch(anatomy.head_module, lambda x: setattr(self, "_read", x))
+        # logits over the vocabulary would take most of the time and memory, and nobody asks for them
+        self._hooks.append(
+            anatomy.output_module.register_forward_pre_hook(lambda _, x: (x[0][:1, :1],))
+        )
         norm = anatomy.head_norm
         self._watch(
             norm, lambda x: self._add("head", torch.cat([self._read, _normalised(x, norm)], 1))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+ROWS = 16384  # of an embedding table that are float64 at once
 _RIDGE = 1e-3  # of the mean square of what is regressed on
 _SMALLEST = 1e-10  # relative eigenvalue below which a direction does not occur
 
@@ -32,6 +33,16 @@ def through(moment: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     shift = torch.zeros(len(weight)) if bias is None else bias
     joint = torch.cat([torch.cat([weight, shift.to(moment)[:, None]], 1), row])
     return joint @ moment @ joint.T
+
+
+def gram(rows: Tensor, weights: Tensor | None = None) -> Tensor:
+    """`[n, n]` float64: the sum of x xᵀ over rows `[N, n]` of any precision, each times its weight `[N]`."""
+    found = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+    for first in range(0, len(rows), ROWS):
+        some = rows[first : first + ROWS].double()
+        times = some if weights is None else some * weights[first : first + ROWS, None]
+        found += some.T @ times
+    return found
 
 
 def basis_of(second_moment: Tensor, size: int) -> Tensor:
