@@ -66,14 +66,15 @@ class Form:
                         f"{flag}: goes with --format onnx; safetensors hold weights in float16 and no graph"
                     )
         if self.reduce_range is not None and self.int8 != "all":
-            raise ValueError("--reduce-range: goes with --int8, of which it makes seven bits")
+            raise ValueError("--reduce-range: goes with --int8 all, whose products it is about")
 
     @property
     def name(self) -> str:
         """What the folder is called behind the model's name."""
         if self.format == "safetensors":
             return "float16"
-        return "onnx" + "-optimized" * self.optimise + ("-int8" if self.int8 else "")
+        int8 = {None: "", "all": "-int8", "embeddings": "-int8-embeddings"}[self.int8]
+        return "onnx" + "-optimized" * self.optimise + int8
 
 
 def export(
@@ -83,7 +84,7 @@ def export(
     *,
     language: str | None = None,
     data: str | None = None,
-    split: str = "dev",
+    split: str | None = None,
     languages: Sequence[str] | None = None,
     text: Path | None = None,
 ) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def export(
         output: folder to write, which must not exist; None for one beside the model's.
         language: code, where the run has a model for each.
         data: labelled file, or folder or data set with splits, that both are compared on.
-        split: of a folder or data set.
+        split: of a folder or data set; None for dev.
         languages: codes, of a folder or data set; None for those the model was fine-tuned on.
         text: file of text in place of labelled data.
 
@@ -110,8 +111,10 @@ def export(
     if form.format == "onnx":
         for package in _PACKAGES:
             extra(package, "--format onnx needs")
-    output = output or folder.with_name(f"{folder.resolve().name}-{form.name}")
-    if output.exists():
+    if output is None:
+        folder = folder.resolve()  # "." has no name
+        output = folder.with_name(f"{folder.name}-{form.name}")
+    if output.exists() or output.is_symlink():  # a link may lead nowhere
         raise ValueError(f"--output: {output} exists; name another folder")
     if choice:
         say(choice)
@@ -179,19 +182,24 @@ def _require_whole(folder: Path) -> None:
 def _examples(
     source: Encoder,
     data: str | None,
-    split: str,
+    split: str | None,
     languages: Sequence[str] | None,
     text: Path | None,
 ) -> Examples:
     card = source.card
     task = Task(card.task, "token" if card.kind == "token" else "sequence", tuple(card.labels))
-    if data is None:
-        return unlabelled(task, text)
-    if text is not None:
+    if text is not None and data is not None:
         raise ValueError("--text: goes without --data, whose text is taken")
-    if languages is None and not Path(data).is_file():
-        languages = card.languages
-    return labelled(task, data, split, languages)
+    if data is None:
+        for flag, given in (("--split", split), ("--languages", languages)):
+            if given:
+                raise ValueError(f"{flag}: goes with --data")
+        return unlabelled(task, text)
+    if not Path(data).is_file():
+        return labelled(task, data, split or "dev", languages or card.languages)
+    if split:
+        raise ValueError(f"--split: {data} is one file; leave it out, or give --data a folder")
+    return labelled(task, data, "test", languages)  # as which a file is read
 
 
 def _write_graph(source: Encoder, form: Form, partial: Path) -> dict[str, Any]:
@@ -201,29 +209,24 @@ def _write_graph(source: Encoder, form: Form, partial: Path) -> dict[str, Any]:
         ValueError: the model cannot be exported, or the graph in float32 is not the same.
     """
     assert isinstance(source.model, TaskEncoder)
-    traced, folded, file = partial / "traced.onnx", partial / "folded.onnx", partial / GRAPH
+    traced, in_int8, file = partial / "traced.onnx", partial / "int8.onnx", partial / GRAPH
     trace(source.model.model, traced)
     if form.int8:
-        shutil.copy(traced, folded)
+        shutil.copy(traced, in_int8)  # before the traced graph is finished, which changes it
     fused = finish(traced, file, optimise=form.optimise)
     _require_exact(source, file, form)
     quantised: dict[str, Any] | None = None
     if form.int8:
-        quantised = {"tables": quantise_embeddings(folded)}
-        fold(folded, traced)
+        quantised = {"tables": quantise_embeddings(in_int8)}
+        fold(in_int8, in_int8)
         if form.int8 == "all":
             reduce_range = sums_overflow() if form.reduce_range is None else form.reduce_range
-            quantised |= quantise_products(traced, reduce_range=reduce_range)
-        fused = finish(traced, file, optimise=form.optimise)
-        folded.unlink()
+            quantised |= quantise_products(in_int8, reduce_range=reduce_range)
+        fused = finish(in_int8, file, optimise=form.optimise)
+        in_int8.unlink()
     traced.unlink()
     source.model.model.config.save_pretrained(partial)  # which tells tokenizers of what kind it is
-    return {
-        "optimized": form.optimise,
-        "fused": fused,
-        "quantized": quantised,
-        **tidy(partial / GRAPH),
-    }
+    return {"optimized": form.optimise, "fused": fused, "quantized": quantised, **tidy(file)}
 
 
 def _require_exact(source: Encoder, file: Path, form: Form) -> None:
@@ -286,11 +289,10 @@ def _form_lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield "fused       " + ", ".join(f"{count} {name}" for name, count in found.items())
     quantised = report["quantized"]
     if quantised:
+        seven_bits = ", those of seven bits" if quantised.get("reduce_range") else ""
         yield (
             f"int8        tables of embeddings: {quantised['tables']}, products with weights: "
-            f"{quantised.get('products', 'none')}"
-            + ", those of seven bits"
-            * quantised.get("reduce_range", False)
+            f"{quantised.get('products', 'none')}{seven_bits}"
         )
 
 
@@ -378,8 +380,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", help="to compare on: a labelled file, or a folder or hub:OWNER/NAME with splits"
     )
-    parser.add_argument("--split", choices=("dev", "test"), default="dev", help="default: dev")
-    parser.add_argument("--languages", nargs="+", default=[], help="codes, of --data")
+    parser.add_argument("--split", choices=("dev", "test"), help="of --data (default: dev)")
+    parser.add_argument(
+        "--languages",
+        nargs="+",
+        default=[],
+        help="codes, of --data; those that were trained on if not given",
+    )
     parser.add_argument("--text", type=Path, help="to compare on without labels: a file of lines")
     return parser
 

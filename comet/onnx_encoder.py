@@ -63,18 +63,8 @@ class OnnxEncoder(nn.Module):
 
     def __init__(self, file: Path, *, flag: str = "--model") -> None:
         super().__init__()
-        runtime = extra("onnxruntime", f"{flag}: {file.parent} is run by")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()  # of OMP_NUM_THREADS too
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # what is missing to use a GPU is of no interest here
-        try:
-            self._session = runtime.InferenceSession(
-                str(file), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # one type for each kind of failure, none of them public
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(f"{flag}: cannot load {file}: {reason}") from error
+        threads = torch.get_num_threads()  # of OMP_NUM_THREADS too
+        self._session = open_session(file, session_options(file, threads, flag), flag)
 
     def forward(self, batch: Batch) -> tuple[Tensor, None]:
         """Logits `[N, L]` at the batch's matched positions, as `TaskEncoder` gives them."""
@@ -87,6 +77,32 @@ class OnnxEncoder(nn.Module):
         if logits.ndim == 3:
             logits = logits.flatten(0, 1).index_select(0, batch.kd_positions.cpu())
         return logits, None
+
+
+def session_options(file: Path, threads: int, flag: str) -> Any:
+    """How onnxruntime is to run a graph on the CPU.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    options = extra("onnxruntime", f"{flag}: {file.parent} is run by").SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # what is missing to use a GPU is of no interest here
+    return options
+
+
+def open_session(file: Path, options: Any, flag: str) -> Any:
+    """Let onnxruntime read a graph, to run it on the CPU.
+
+    Raises:
+        ValueError: it does not take the file; the reason in one line.
+    """
+    runtime = extra("onnxruntime", f"{flag}: {file.parent} is run by")
+    try:
+        return runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # one type for each kind of failure, none of them public
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{flag}: cannot load {file}: {reason}") from error
 
 
 def extra(package: str, what: str) -> Any:

@@ -67,6 +67,8 @@ class _Written:
             from comet.profiles.plot import draw, require_kind  # needs matplotlib
 
             self._draw, self._kind = draw, require_kind(plot)
+        if plot is not None and plot == json_file:
+            raise ValueError(f"--plot: {plot} is the file of --json; name another")
         for flag, file in (("--json", json_file), ("--plot", plot)):
             if file is None:
                 continue
@@ -105,7 +107,7 @@ def _settings(given: argparse.Namespace) -> Settings:
         ("lengths", given.lengths),
         ("batch", [given.batch]),
         ("passes", [given.passes]),
-        ("threads", [given.threads or 1]),
+        ("threads", [] if given.threads is None else [given.threads]),
     ):
         for value in values:
             if value < 1:

@@ -297,9 +297,14 @@ def load_tokenizer(
         ValueError: there is none, it is not a fast one, or it has no mask or padding token.
     """
     with said_plainly(flag, name_or_folder, needed="tokenizer_config.json"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            name_or_folder, revision=revision, trust_remote_code=False
-        )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                name_or_folder, revision=revision, trust_remote_code=False
+            )
+        except ValueError as error:
+            if "backend tokenizer" not in str(error):
+                raise
+            raise ValueError("it has no fast tokenizer (tokenizer.json)") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(f"{flag}: {name_or_folder} holds no tokenizer; save one beside the model")
     if not tokenizer.is_fast:

@@ -41,30 +41,32 @@ class Examples:
 
 
 def labelled(task: Task, data: str, split: str, languages: Sequence[str] | None) -> Examples:
-    """Examples of a file, or of a split of a folder or of a data set on the hub.
+    """Examples of a file, which is read as the test split, or of a split of a folder or of a data set on the hub.
 
     Raises:
         ValueError: there are none.
     """
-    one_file = Path(data).is_file()
     recipe = TaskRecipe(task=task.kind, data=data, languages=list(languages) if languages else None)
-    opened = open_task(recipe, "test" if one_file else split, labels=task.labels)
-    return Examples(data if one_file else f"{data}, {split}", opened, True)
+    opened = open_task(recipe, split, labels=task.labels)
+    name = data if Path(data).is_file() else f"{data}, {split}"
+    return Examples(name, opened, True)
 
 
 def unlabelled(task: Task, file: Path | None) -> Examples:
     """Examples of a file of text, one in each line that is not empty, or sentences made up in five languages.
 
     Raises:
-        ValueError: the file holds no text.
-        OSError: it cannot be read.
+        ValueError: the file holds no text, or cannot be read.
     """
     if file is None:
         name = "made-up sentences"
         texts = [text for one in LANGUAGES for text in toy_sentences(one, _SENTENCES)]
     else:
         name = str(file)
-        lines = file.read_text("utf-8", errors="replace").splitlines()
+        try:
+            lines = file.read_text("utf-8", errors="replace").splitlines()
+        except OSError as error:
+            raise ValueError(f"--text: cannot read {file}: {error.strerror}") from error
         texts = [clean(line) for line in lines if line.strip()]
     if not texts:
         raise ValueError(f"--text: {file} holds no text")

@@ -87,7 +87,7 @@ def quantise_products(file: Path, *, reduce_range: bool) -> dict[str, int]:
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     onnx.save(model, file)
     last = _classifier(model.graph, products)
-    quantised = file.with_name("int8.onnx")
+    quantised = file.with_name(f"quantised-{file.name}")
     quantisation.quantize_dynamic(
         file,
         quantised,

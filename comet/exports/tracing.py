@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from comet.onnx_encoder import INPUTS, OUTPUT, extra
+from comet.onnx_encoder import INPUTS, OUTPUT, extra, open_session, session_options
 
 _LARGEST = 2**31 - 2**24  # bytes of weights that one file holds, a protocol buffer
 _BATCH, _LENGTH = 2, 16  # of the sample; neither is 1, which would be taken for a constant
@@ -84,7 +84,7 @@ def finish(source: Path, target: Path, *, optimise: bool) -> dict[str, int]:
         optimise: fuse too.
 
     Returns:
-        How often what was fused by onnxscript's rewriter; onnxruntime does not tell.
+        What onnxscript's rewriter fused, and how often; what onnxruntime fuses it does not tell.
     """
     fused: dict[str, int] = {}
     if optimise:
@@ -99,17 +99,18 @@ def finish(source: Path, target: Path, *, optimise: bool) -> dict[str, int]:
 
 
 def fold(source: Path, target: Path, *, fuse: bool = False) -> None:
-    """Let onnxruntime fold constants and fuse what it knows."""
-    runtime = extra("onnxruntime", "--format onnx needs")
-    levels = runtime.GraphOptimizationLevel
-    options = runtime.SessionOptions()
+    """Let onnxruntime fold constants and, if asked, fuse what it knows; both files may be one.
+
+    Raises:
+        ValueError: onnxruntime does not take the graph.
+    """
+    levels = extra("onnxruntime", "--format onnx needs").GraphOptimizationLevel
+    options = session_options(source, 1, "--format onnx")
     options.graph_optimization_level = (
         levels.ORT_ENABLE_EXTENDED if fuse else levels.ORT_ENABLE_BASIC
     )
     options.optimized_model_filepath = str(target)
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    runtime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    open_session(source, options, "--format onnx")
 
 
 def tidy(file: Path) -> dict[str, Any]:

@@ -64,7 +64,8 @@ def resident_of(
         )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise ValueError(f"{flag}: cannot run {model.name}: {lines[-1]}")
+        reason = lines[-1].removeprefix("--model: ")  # as that process calls it
+        raise ValueError(f"{flag}: cannot run {model.name}: {reason}")
     return Resident(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 

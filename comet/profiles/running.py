@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from comet.onnx_encoder import GRAPH, extra
+from comet.onnx_encoder import GRAPH, open_session, session_options
 from comet.profiles.models import Model
 from comet.students import said_plainly
 
@@ -61,24 +61,18 @@ def _open_torch(model: Model, device: torch.device, flag: str) -> Run:
 
 
 def _open_onnx(model: Model, device: torch.device, threads: int, flag: str) -> Run:
-    onnxruntime = extra("onnxruntime", f"{flag}: {model.name} is run by")
     if device.type != "cpu":
         raise ValueError(
             f"--device: {model.name} is an ONNX model, which is measured on the CPU alone"
         )
     assert model.folder is not None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # what is missing to use a GPU is of no interest here
-    with said_plainly(flag, model.found):
-        session = onnxruntime.InferenceSession(
-            str(model.folder / GRAPH), options, providers=["CPUExecutionProvider"]
-        )
+    file = model.folder / GRAPH
+    session = open_session(file, session_options(file, threads, flag), flag)
     wanted = {one.name for one in session.get_inputs()}
     known = {"input_ids", "attention_mask", "token_type_ids"}
     if not wanted <= known:
         raise ValueError(
-            f"{flag}: {model.folder / GRAPH} wants {', '.join(sorted(wanted - known))}; only "
+            f"{flag}: {file} wants {', '.join(sorted(wanted - known))}; only "
             f"{', '.join(sorted(known))} can be given"
         )
 

@@ -46,7 +46,7 @@ def _lines(profile: Mapping[str, Any]) -> Iterator[str]:
     yield rows.row("most, with one pass", "resident", "peak", size)
     yield "latency, one sequence" + " " * 4 + "p50 / p95"
     for place, length in enumerate(_lengths(models)):
-        yield rows.times(f"{length} tokens", place, "latency")
+        yield rows.times(f"{length} tokens", place)
     yield from rows.published("milliseconds")
     yield f"throughput, {profile['batch']} sequences at once"
     for place, length in enumerate(_lengths(models)):
@@ -71,16 +71,16 @@ class _Rows:
         cells = [write(model[part][name]) for model in self._models]
         return _line(f"  {label}", cells, self._ratio(part, name))
 
-    def times(self, label: str, place: int, kind: str) -> str:
+    def times(self, label: str, place: int) -> str:
         """A line of latencies."""
-        found = [model[kind][place] for model in self._models]
+        found = [model["latency"][place] for model in self._models]
         cells = [
             f"{_milliseconds(one['seconds']['p50'])} / {_milliseconds(one['seconds']['p95'])} ms"
             for one in found
         ]
         passes = min(one["passes"] for one in found)
         few = f"   ({passes} passes)" if passes < _FEW else ""
-        return _line(f"  {label}", cells, self._of_length(kind, place)) + few
+        return _line(f"  {label}", cells, self._of_length("latency", place)) + few
 
     def rates(self, label: str, place: int) -> str:
         """A line of throughputs."""

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from functools import cache
 
@@ -276,6 +277,14 @@ def test_seven_bits_where_sixteen_bit_sums_overflow(tmp_path, monkeypatch):
     assert not sums_overflow()
 
 
+def test_each_form_has_a_folder_of_its_own_beside_the_model(sources, monkeypatch):
+    forms = [Form(), Form(optimise=True), Form(int8="all"), Form(int8="embeddings")]
+    assert len({one.name for one in [*forms, Form("safetensors")]}) == 5
+    monkeypatch.chdir(sources / "bert")
+    report = export.export(".", Form("safetensors"))
+    assert report["output"] == str(sources.resolve() / "bert-float16")
+
+
 # What cannot be
 
 
@@ -284,14 +293,19 @@ def test_seven_bits_where_sixteen_bit_sums_overflow(tmp_path, monkeypatch):
     [
         (["--format", "safetensors", "--int8"], "--int8: goes with --format onnx"),
         (["--format", "safetensors", "--optimize"], "--optimize: goes with --format onnx"),
-        (["--format", "onnx", "--reduce-range"], "--reduce-range: goes with --int8"),
+        (["--format", "onnx", "--reduce-range"], "--reduce-range: goes with --int8 all"),
+        (["--format", "safetensors", "--split", "dev"], "--split: goes with --data"),
+        (["--format", "safetensors", "--languages", "hau"], "--languages: goes with --data"),
+        (["--format", "safetensors", "--data", "there", "--split", "dev"], "there is one file"),
         (["--format", "safetensors", "--data", "x", "--text", "y"], "--text: goes without --data"),
         (["--format", "safetensors", "--data", "none.tsv"], "task.data: none.tsv does not exist"),
-        (["--format", "safetensors", "--text", "none.txt"], "none.txt"),
+        (["--format", "safetensors", "--text", "none.txt"], "--text: cannot read none.txt"),
         (["--format", "safetensors", "--model", "teacher"], "holds no fine-tuned model"),
         (["--format", "safetensors", "--model", "tfidf"], "is a TF-IDF model"),
         (["--format", "onnx", "--model", "graph"], "was exported itself"),
         (["--format", "onnx", "--model", "none"], "none is not a folder"),
+        (["--format", "onnx", "--model", "slow"], "slow: it has no fast tokenizer"),
+        (["--format", "onnx", "--output", "nowhere"], "nowhere exists; name another folder"),
         (["--format", "onnx", "--output", "there"], "there exists; name another folder"),
         (["--format", "safetensors", "--output", "there/new"], "--output: cannot write there/new"),
     ],
@@ -303,6 +317,9 @@ def test_what_cannot_be_is_said_and_nothing_written(
     (tmp_path / "there").write_text("mine")
     (tmp_path / "teacher").symlink_to(teacher_folder)
     TfidfModel(("a", "b")).fit(["x y", "y z"] * 3, [0, 1] * 3).save(tmp_path / "tfidf")
+    shutil.copytree(sources / "xlm-r", tmp_path / "slow")
+    (tmp_path / "slow/tokenizer.json").unlink()
+    (tmp_path / "nowhere").symlink_to("away")
     (tmp_path / "graph").mkdir()
     (tmp_path / "graph/config.json").write_text("{}")
     (tmp_path / "graph" / GRAPH).write_bytes(b"")
