@@ -150,11 +150,14 @@ class Start(NamedTuple):
 
 
 def settled(teacher: PreTrainedConfig, recipe: StudentRecipe) -> Start:
-    """Decide on an `initial` of "auto": all of the teacher's weights, else its embeddings, else random ones."""
+    """Decide on an `initial` of "auto": all of the teacher's weights, else its embeddings, else random ones.
+
+    Factors of its embeddings alone are worth less than random ones (docs/initialisation.md).
+    """
     if recipe.initial != "auto" or recipe.model is not None:
         return Start(recipe, None)
     hindrance = None
-    for initial in ("teacher", "embeddings"):
+    for initial in ("teacher", *(["embeddings"] if recipe.embedding_size is None else [])):
         found = replace(recipe, initial=initial)
         try:
             require_startable(teacher, found)
