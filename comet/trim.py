@@ -12,6 +12,7 @@ Trim a teacher before it is distilled: the student then shares its small vocabul
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -104,8 +105,9 @@ def trim(
     """
     if (size is None) == (coverage is None):
         raise ValueError("--size: give either --size or --coverage")
-    if output.exists():
-        raise ValueError(f"--output: {output} exists; name another folder")
+    if coverage is not None and not 0 < coverage <= 1:
+        raise ValueError(f"--coverage: got {coverage}, expected above 0 and at most 1")
+    _require_new(output)
     folder = model_folder(model, revision=revision, flag="--model")
     tokenizer = load_tokenizer(str(folder), flag="--model")
     vocabulary = Vocabulary(tokenizer)
@@ -156,6 +158,17 @@ def trim(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return report
+
+
+def _require_new(output: Path) -> None:
+    """Refuse a folder that cannot be made, before the corpus is read."""
+    if output.exists():
+        raise ValueError(f"--output: {output} exists; name another folder")
+    above = next(one for one in output.absolute().parents if one.exists())
+    if not above.is_dir():
+        raise ValueError(f"--output: {above} is a file, so {output} cannot be made; name another")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"--output: {above} is not writable; name another folder")
 
 
 def _require_known(tokenizer: PreTrainedTokenizerFast, counts: Mapping[str, np.ndarray]) -> None:

@@ -54,13 +54,16 @@ def count_pieces(
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
+    entries = (
+        max(tokenizer.get_vocab().values()) + 1
+    )  # more than there are where numbers are left out
     found = {}
     for language, its in texts.items():
-        counts = np.zeros(len(tokenizer), dtype=np.int64)
+        counts = np.zeros(entries, dtype=np.int64)
         for batch in _batches(its):
             encoded = backend.encode_batch_fast(batch, add_special_tokens=False)
             ids = np.concatenate([np.asarray(one.ids, dtype=np.int64) for one in encoded])
-            counts += np.bincount(ids, minlength=len(counts))
+            counts += np.bincount(ids, minlength=entries)
         found[language] = counts
     return found
 
@@ -163,7 +166,7 @@ class Vocabulary:
             coverage: or else, the share of its pieces that each language is to keep, in (0, 1].
 
         Raises:
-            ValueError: fewer than are kept in any case, more than there are, or a share out of range.
+            ValueError: fewer than are kept in any case, or more than there are.
         """
         shares = {
             language: found / max(found.sum(), 1) for language, found in sorted(counts.items())
@@ -178,8 +181,6 @@ class Vocabulary:
             kept |= _with_parts(one, parts, kept)
         if size is not None:
             self._require_size(size, len(required), len(characters), len(kept))
-        if coverage is not None and not 0 < coverage <= 1:
-            raise ValueError(f"--coverage: got {coverage}, expected above 0 and at most 1")
         covered = {language: float(its[list(kept)].sum()) for language, its in shares.items()}
         for one in used[np.argsort(-mean[used], kind="stable")].tolist():
             if size is not None and len(kept) >= size:
@@ -226,7 +227,7 @@ class Vocabulary:
             token | {"id": new[int(token["id"])]} for token in state["added_tokens"]
         ]
         if state["post_processor"] is not None:
-            _renumber(state["post_processor"], self.ids, new)
+            _renumber(state["post_processor"], new)
         model = state["model"]
         if self.kind == "Unigram":
             vocabulary = model["vocab"]
@@ -289,10 +290,10 @@ def _byte_letters() -> list[str]:
     return ByteLevel.alphabet()
 
 
-def _renumber(processor: dict[str, Any], ids: Mapping[str, int], new: Mapping[int, int]) -> None:
+def _renumber(processor: dict[str, Any], new: Mapping[int, int]) -> None:
     """Put new ids into what adds special tokens."""
     for inner in processor.get("processors", ()):
-        _renumber(inner, ids, new)
+        _renumber(inner, new)
     for name in ("sep", "cls"):  # BertProcessing, RobertaProcessing
         if name in processor:
             processor[name] = [processor[name][0], new[int(processor[name][1])]]

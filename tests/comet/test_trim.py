@@ -285,6 +285,19 @@ def test_a_folder_that_is_there_is_not_overwritten(teacher_folder, tmp_path):
     assert (tmp_path / "mine").read_text() == "mine"
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_the_corpus_is_read(
+    teacher_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trimming, "count_pieces", None)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"--output: .*file is a file, so .*below cannot be made"):
+        trim(str(teacher_folder), toy(), tmp_path / "file/new/below", size=250)
+    monkeypatch.setattr(trimming.os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match=r"--output: .* is not writable; name another folder"):
+        trim(str(teacher_folder), toy(), tmp_path / "new", size=250)
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_failure_on_the_way_leaves_nothing(teacher_folder, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("No space left on device")
