@@ -16,7 +16,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard as HubCard
 
 from comet.cards.facts import Facts, gather
-from comet.cards.lineage import README
+from comet.cards.lineage import LICENCE_KEYS, README
 from comet.cards.push import push, require_pushable
 from comet.cards.text import (
     CHANGES,
@@ -219,8 +219,8 @@ def _of_a_lone_model(facts: Facts, text: str, licence: str | None) -> str:
     if terms["license"] == facts.previous.get("license"):
         return text
     found = HubCard(_without_mark(text), ignore_metadata_errors=True)
-    for name, value in terms.items():
-        found.data[name] = value
+    for name in LICENCE_KEYS:  # nothing stays of the old licence's name and link
+        found.data[name] = terms.get(name)
     body = with_section(found.text, LICENCE, licence_words(facts, terms))
     return _marked(_page(found.data.to_yaml(), body))
 

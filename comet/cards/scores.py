@@ -129,7 +129,7 @@ def _of_split(facts: Facts, scores: Mapping[str, Any]) -> str:
     retention = scores["retention"]
     if retention is None or retention["raw"]["mean"] is None:
         return said
-    return f"{said}\n\nIt keeps {retention['raw']['mean']:.1%} of its teacher's ({retention['teacher']})."
+    return f"{said}\n\nIt keeps {retention['raw']['mean']:.1%} of the score of its teacher, `{retention['teacher']}`."
 
 
 def _languages(facts: Facts, scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def _licence(facts: Facts, licence: Mapping[str, str]) -> str:
         )
     if base is None:
         return f"Unknown: {_REMEDY}."
-    asked = "names none" if base.asked else "was not read"
+    asked = "names none" if base.asked else "is not there or was not read"
     return f"Unknown: the card of {of_base}, {asked}. Look it up and {_REMEDY}."
 
 

@@ -11,6 +11,7 @@ from comet.tasks.hub import HUB
 
 _MADLAD = "allenai/MADLAD-400"
 _STARTS = {
+    "auto": "as much of the teacher's weights as its sizes allow",
     "random": "random weights",
     "embeddings": "the teacher's embeddings, reduced",
     "teacher": "the teacher's weights, reduced",
@@ -61,10 +62,11 @@ def _distilled(facts: Facts) -> list[str]:
     teacher = f"`{facts.base.name}`" if facts.base else "not known"
     if facts.recipe["teacher"].get("trim"):
         teacher += f", trimmed to what the text needs ({facts.recipe['teacher']['trim']:g})"
-    initial = facts.recipe["student"]["initial"]
-    start = f"`{facts.start}`" if facts.start else _STARTS.get(initial, initial)
+    # today's default may not be what a recipe of an older version, which does not say it, was run with
+    initial = facts.written["student"].get("initial")
+    start = f"`{facts.start}`" if facts.start else _STARTS.get(initial)
     return [
-        f"Teacher: {teacher}; frozen. The student started from {start}.",
+        f"Teacher: {teacher}; frozen.{f' The student started from {start}.' if start else ''}",
         *_text(facts),
         f"Loss: {loss}.",
     ]

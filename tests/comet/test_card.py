@@ -151,6 +151,26 @@ def test_a_card_is_the_same_whenever_it_is_written(student, tuned):
         assert {model: words(model) for model in models_of(run)} == before
 
 
+def test_no_default_of_today_is_told_of_an_older_run(student, tmp_path):
+    run = tmp_path / "afro-student"
+    shutil.copytree(student, run)
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    del recipe["student"]["initial"]
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    main([str(run)])
+    assert "frozen.\n" in words(run / "student")
+    assert "started from" not in words(run / "student")
+
+
+def test_another_licence_takes_the_old_one_s_name_and_link_away(tokenizer, tmp_path):
+    save_tiny(tmp_path, tokenizer)
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: theirs\nlicense_link: LICENSE\n---\n# Mine\n"
+    )
+    main([str(tmp_path), "--license", "mit", "--force"])
+    assert read(tmp_path).data.to_dict() == {"license": "mit"}
+
+
 @pytest.mark.parametrize("name", ["student", "tuned"])
 def test_the_code_of_a_card_runs(name, student, tuned):
     folder = {"student": student / "student", "tuned": tuned / "seed-0/model"}[name]
@@ -295,7 +315,10 @@ def test_a_model_of_the_hub_without_its_card(teacher_folder, tmp_path):
     found = read(target)
     assert found.data.base_model == ["someone/large"]
     assert (found.data.license, found.data.pipeline_tag) == ("unknown", "fill-mask")
-    assert "the model that it was made from, `someone/large`, was not read" in found.text
+    assert (
+        "the model that it was made from, `someone/large`, is not there or was not read"
+        in found.text
+    )
     assert re.search(r"\d parameters", found.text)
 
 
