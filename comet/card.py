@@ -136,6 +136,7 @@ def _carried(
         text = with_section(text, SIZE, size_words(facts))
         if not transformers:
             text = with_section(text, USE, usage(facts, transformers=False))
+            text = text.replace("\nlibrary_name: transformers\n", "\nlibrary_name: onnx\n", 1)
     return _marked(text) if ours else text
 
 

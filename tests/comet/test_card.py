@@ -292,6 +292,7 @@ def test_a_model_that_was_made_of_another_keeps_its_card(tuned, tokenizer, tmp_p
     text = words(exported)
     assert "- Trimmed.\n- Exported.\n\n## Training" in text
     assert "from transformers" not in text
+    assert read(exported).data.library_name == "onnx"
     assert "from comet import Classifier" in text
     main([str(exported)])  # no run around it: the card stays
     assert words(exported) == text
