@@ -157,8 +157,10 @@ def settled(teacher: PreTrainedConfig, recipe: StudentRecipe) -> Start:
     if recipe.initial != "auto" or recipe.model is not None:
         return Start(recipe, None)
     hindrance = None
-    for initial in ("teacher", *(["embeddings"] if recipe.embedding_size is None else [])):
-        found = replace(recipe, initial=initial)
+    candidates = [replace(recipe, initial="teacher")]
+    if recipe.embedding_size is None:
+        candidates.append(replace(recipe, initial="embeddings"))
+    for found in candidates:
         try:
             require_startable(teacher, found)
         except ValueError as error:
