@@ -158,7 +158,7 @@ def settled(teacher: PreTrainedConfig, recipe: StudentRecipe) -> Start:
         return Start(recipe, None)
     hindrance = None
     candidates = [replace(recipe, initial="teacher")]
-    if recipe.embedding_size is None:
+    if recipe.embedding_size is None and recipe.initial_layers is None:
         candidates.append(replace(recipe, initial="embeddings"))
     for found in candidates:
         try:
