@@ -4,8 +4,12 @@ A row r of the embeddings becomes round(127 r / max|r|), and max|r| / 127 beside
 its scale. Rows differ much in size, so that one scale for the whole table, onnxruntime's own way, would cost more.
 Products are left to onnxruntime: weights in int8, and their inputs in uint8 with a scale found anew for each batch
 (dynamic quantization, Jacob et al., 2018). The classifier itself, a few columns, stays in float32.
+
+That one scale is for all numbers that a product reads. Where they differ most, after a nonlinearity and before the
+classifier, eight bits can be too few: `spare` leaves those products in float32.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +68,13 @@ def by_row(values_VE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(values_VE / scale_V1).astype(np.int8), scale_V1
 
 
-def quantise_products(file: Path, *, reduce_range: bool) -> dict[str, int]:
+def quantise_products(file: Path, *, reduce_range: bool, spare: bool = False) -> dict[str, int]:
     """Put a graph's products with weights into int8, but the classifier's.
 
     Args:
         file: a graph whose constants are folded; is replaced.
         reduce_range: seven bits, with which no processor's 16-bit sums overflow.
+        spare: leave the second product of feed-forward layers, and the one before the classifier, in float32.
 
     Returns:
         products (now in int8), products_in_float32, and reduce_range.
@@ -77,7 +82,7 @@ def quantise_products(file: Path, *, reduce_range: bool) -> dict[str, int]:
     onnx = extra("onnx", _NEEDS)
     quantisation = extra("onnxruntime.quantization", _NEEDS)
     model = onnx.load(file)
-    weights = {one.name for one in model.graph.initializer}
+    weights = {one.name: one for one in model.graph.initializer}
     products = []
     for number, node in enumerate(model.graph.node):
         if node.op_type in _PRODUCTS and node.input[1] in weights:
@@ -86,7 +91,15 @@ def quantise_products(file: Path, *, reduce_range: bool) -> dict[str, int]:
     # said of it, so that onnxruntime does not advise to fold constants, which is done
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     onnx.save(model, file)
-    last = _classifier(model.graph, products)
+    last = _nearest(model.graph, products, [OUTPUT])
+    kept = [last]
+    if spare:
+        kept += [node for node in products if _narrows(node, weights) and node not in kept]
+        others = [node for node in products if node is not last]
+        before = _nearest(model.graph, others, last.input)
+        kept += [before] if before not in kept else []
+    # a Gemm is called differently once it is rewritten
+    names = [name for node in kept for name in (node.name, f"{node.name}_MatMul")]
     quantised = file.with_name(f"quantised-{file.name}")
     quantisation.quantize_dynamic(
         file,
@@ -95,7 +108,7 @@ def quantise_products(file: Path, *, reduce_range: bool) -> dict[str, int]:
         per_channel=True,
         reduce_range=reduce_range,
         weight_type=quantisation.QuantType.QInt8,
-        nodes_to_exclude=[last, f"{last}_MatMul"],  # which a Gemm is called once it is rewritten
+        nodes_to_exclude=names,
     )
     quantised.replace(file)
     found = sum(one.op_type == "MatMulInteger" for one in onnx.load(file).graph.node)
@@ -106,19 +119,26 @@ def quantise_products(file: Path, *, reduce_range: bool) -> dict[str, int]:
     }
 
 
-def _classifier(graph: Any, products: list[Any]) -> str:
-    """The product that the logits come from: the first on the way back from them."""
+def _nearest(graph: Any, products: Sequence[Any], names: Iterable[str]) -> Any:
+    """The first of some products on the way back from what has these names: of the logits, the classifier."""
     makers = {name: node for node in graph.node for name in node.output}
-    names = {node.name for node in products}
-    waiting = [OUTPUT]
+    waiting = list(names)
     while waiting:
         node = makers.get(waiting.pop(0))
         if node is None:
             continue
-        if node.name in names:
-            return str(node.name)
+        if node in products:
+            return node
         waiting += node.input
     raise ValueError("--int8: the logits come from no product with weights")
+
+
+def _narrows(node: Any, weights: Mapping[str, Any]) -> bool:
+    """Whether a product gives fewer numbers than it reads, as the second one of a feed-forward layer does."""
+    read, given = weights[node.input[1]].dims
+    if any(one.name == "transB" and one.i for one in node.attribute):
+        read, given = given, read
+    return bool(given < read)
 
 
 def sums_overflow() -> bool:
