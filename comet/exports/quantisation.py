@@ -88,6 +88,8 @@ def quantise_products(file: Path, *, reduce_range: bool, spare: bool = False) ->
         if node.op_type in _PRODUCTS and node.input[1] in weights:
             node.name = node.name or f"product_{number}"
             products.append(node)
+    # onnxruntime transposes weights but not their noted shapes, which older versions then refuse
+    model.graph.ClearField("value_info")
     # said of it, so that onnxruntime does not advise to fold constants, which is done
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     onnx.save(model, file)
