@@ -283,7 +283,7 @@ def test_a_phone_shows_all_without_scrolling_sideways(page, tmp_path):
         [*command, f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'frame.html'}"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     ).stdout
     title = re.search(r"<title>([\d ]+)</title>", shown)
     assert title is not None, shown[-500:]
