@@ -5,8 +5,9 @@
 
 Special tokens and single characters stay, and of the other pieces those that the languages of the corpus use most, each
 language counting alike, however much text there is of it. Weights are copied, not changed: on text whose pieces were
-all kept, the trimmed model gives the same logits, bit by bit. That is tried on text that counted for nothing, and
-what is tokenised otherwise now is reported.
+all kept, the trimmed model gives the same logits, bit by bit, if those of the entries that went are not computed
+either (in a product with more columns, BLAS may sum in another order). That is tried on text that counted for nothing,
+and what is tokenised otherwise now is reported.
 
 Trim a teacher before it is distilled: the student then shares its small vocabulary, and every KL is cheaper by as much.
 """
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from comet.card import carry
@@ -253,15 +255,16 @@ def _logits(
 ) -> list[Tensor]:
     """What a model says of each sequence alone: logits, or hidden states where it has no head.
 
-    Where those are of the vocabulary, only some of its entries are kept, if asked: of a large one all would not fit.
+    Where those are of the vocabulary, only `entries` of it are asked for, if given. The others are not even computed:
+    of a large one all would not fit, and BLAS may sum a product with more columns in another order.
     """
     model = load_as_saved(folder)
-    of_vocabulary = model.get_output_embeddings() is not None
-    outputs = []
-    for ids in sequences:
-        output = model(input_ids=ids[None])[0]
-        outputs.append(output[..., entries] if of_vocabulary and entries is not None else output)
-    return outputs
+    head = model.get_output_embeddings()
+    if head is not None and entries is not None:
+        weight = head.weight[entries]
+        bias = None if head.bias is None else head.bias[entries]
+        head.forward = lambda hidden: functional.linear(hidden, weight, bias)
+    return [model(input_ids=ids[None])[0] for ids in sequences]
 
 
 def main(argv: Sequence[str]) -> None:
