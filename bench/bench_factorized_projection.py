@@ -7,7 +7,17 @@ from torch import Tensor, nn
 
 import comet_kernels
 from bench import peers
-from bench.cases import Case, Implementation, Measure, Op, Tensors, Work, random
+from bench.cases import (
+    Case,
+    Implementation,
+    Measure,
+    Op,
+    Tensors,
+    Work,
+    in_every_direction,
+    random,
+    work_of,
+)
 from comet_kernels import reference
 
 
@@ -22,18 +32,23 @@ def set_up(case: Case) -> Tensors:
         for _ in "lr"
     )
     return {
-        "student_map": student.requires_grad_(),
+        "student_map": student.requires_grad_(case.tracked),
         "teacher_map": teacher,
-        "left": left.requires_grad_(),
-        "right": right.requires_grad_(),
+        "left": left.requires_grad_(case.tracked),
+        "right": right.requires_grad_(case.tracked),
     }
 
 
 def work(case: Case) -> Work:
     """Two products a term give the map, four more the gradients of the map and of both factors."""
     batch, size, terms = (case.sizes[letter] for letter in "BSK")
-    numbers = 5 * batch * size**2 + 6 * terms * size**2
-    return Work(numbers * case.dtype.itemsize, 12 * batch * terms * size**3)
+    maps, factors = (count * size**2 * case.dtype.itemsize for count in (batch, 2 * terms))
+    product = 2 * batch * terms * size**3
+    return work_of(
+        case,
+        Work(2 * maps + factors, 2 * product),
+        Work(3 * maps + 2 * factors, 4 * product),
+    )
 
 
 def as_one_matrix(tensors: Tensors) -> Tensors:
@@ -47,7 +62,7 @@ def as_one_matrix(tensors: Tensors) -> Tensors:
     _dense(size)
     weight = torch.einsum("kip,kjq->ijpq", left, right).reshape(size**2, size**2)
     maps = {name: tensors[name] for name in ("student_map", "teacher_map")}
-    return {**maps, "weight": weight.requires_grad_()}
+    return {**maps, "weight": weight.requires_grad_(tensors["left"].requires_grad)}
 
 
 def dense_mse(student_map: Tensor, teacher_map: Tensor, weight: Tensor) -> Tensor:
@@ -80,13 +95,23 @@ OP = Op(
 )
 QUICK = Case({"B": 4, "S": 32, "K": 2})
 CASES = [
-    Case({"B": 32, "S": 128, "K": 4}),
+    *in_every_direction(Case({"B": 32, "S": 128, "K": 4})),
     Case({"B": 8, "S": 512, "K": 4}),
     Case({"B": 2, "S": 1024, "K": 4}),
-    *(
-        Case({"B": batch, "S": size, "K": 4}, device="cuda")
-        for batch, size in ((64, 128), (16, 512), (8, 1024))
+    *in_every_direction(
+        *(
+            Case({"B": batch, "S": size, "K": 4}, device="cuda")
+            for batch, size in ((64, 128), (16, 512), (8, 1024))
+        )
     ),
+]
+SWEEP = [
+    Case({"B": batch, "S": size, "K": terms}, device=device)
+    for device, batch, lengths in (
+        ("cpu", 8, (64, 128, 256, 512)),
+        ("cuda", 16, (64, 128, 256, 512, 1024)),
+    )
+    for size, terms in (*((size, 4) for size in lengths), *((128, k) for k in (1, 2, 8, 16)))
 ]
 
 

@@ -12,7 +12,18 @@ from torch.nn.functional import linear
 
 import comet_kernels
 from bench import peers
-from bench.cases import TEMPERATURE, Case, Implementation, Measure, Op, Tensors, Work, random
+from bench.cases import (
+    TEMPERATURE,
+    Case,
+    Implementation,
+    Measure,
+    Op,
+    Tensors,
+    Work,
+    in_every_direction,
+    random,
+    work_of,
+)
 from comet_kernels import reference
 
 LOGIT_DEVIATION = 2.0
@@ -34,11 +45,19 @@ def set_up(case: Case) -> Tensors:
 
 
 def work(case: Case) -> Work:
-    """Two products give the logits, two of the student's size its gradients, which a forward pass can yield at once."""
+    """Two products give the logits, two of the student's size its gradients, which one pass can yield with the loss.
+
+    Gradients count as backward's, whose floor takes the logits for known; where forward yields them, only "both" is to
+    be compared.
+    """
     n, v, student, teacher = (case.sizes[letter] for letter in ("N", "V", "Hs", "Ht"))
-    numbers = (n + v) * (student + teacher) + (n + v) * student
-    return Work(
-        numbers * case.dtype.itemsize, 2 * n * v * (student + teacher) + 4 * n * v * student
+    read, written = (
+        (n + v) * width * case.dtype.itemsize for width in (student + teacher, student)
+    )
+    return work_of(
+        case,
+        Work(read, 2 * n * v * (student + teacher)),
+        Work(written, 4 * n * v * student),
     )
 
 
@@ -73,10 +92,23 @@ OP = Op(
     },
 )
 QUICK = Case({"N": 32, "Hs": 32, "Ht": 64, "V": 20_011})
-CASES = [
-    Case({"N": 512, "Hs": 256, "Ht": 1024, "V": 250_002}),
-    Case({"N": 4096, "Hs": 256, "Ht": 1024, "V": 250_002}, torch.bfloat16, "cuda"),
-    Case({"N": 4096, "Hs": 256, "Ht": 1024, "V": 250_002}, torch.bfloat16, "cuda", without="bias"),
+WIDTHS = {"Hs": 256, "Ht": 1024}
+CASES = in_every_direction(
+    Case({"N": 512, **WIDTHS, "V": 250_002}),
+    Case({"N": 4096, **WIDTHS, "V": 250_002}, torch.bfloat16, "cuda"),
+    Case({"N": 4096, **WIDTHS, "V": 250_002}, torch.bfloat16, "cuda", without="bias"),
+)
+SWEEP = [
+    *(Case({"N": n, **WIDTHS, "V": 250_002}) for n in (64, 128, 256, 512)),
+    *(Case({"N": 256, **WIDTHS, "V": v}) for v in (31_250, 62_500, 125_000)),
+    *(
+        Case({"N": n, **WIDTHS, "V": 250_002}, torch.bfloat16, "cuda", without="bias")
+        for n in (512, 1024, 2048, 4096, 8192)
+    ),
+    *(
+        Case({"N": 4096, **WIDTHS, "V": v}, torch.bfloat16, "cuda", without="bias")
+        for v in (31_250, 62_500, 125_000)
+    ),
 ]
 
 

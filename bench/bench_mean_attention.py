@@ -1,6 +1,6 @@
 """mean_attention: query and key as an attention layer holds them, against every head's map in plain torch.
 
-The maps of a teacher need no backward.
+The maps of a teacher are those without gradients.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,17 @@ from torch import Tensor
 
 import comet_kernels
 from bench import peers
-from bench.cases import Case, Implementation, Measure, Op, Tensors, Work, random
+from bench.cases import (
+    Case,
+    Implementation,
+    Measure,
+    Op,
+    Tensors,
+    Work,
+    in_every_direction,
+    random,
+    work_of,
+)
 from comet_kernels import reference
 
 
@@ -18,7 +28,7 @@ def set_up(case: Case) -> Tensors:
     torch.manual_seed(0)
     batch, heads, length, width = (case.sizes[letter] for letter in "BHSD")
     query, key = (
-        random(case, batch, length, heads, width).transpose(1, 2).requires_grad_(case.backward)
+        random(case, batch, length, heads, width).transpose(1, 2).requires_grad_(case.tracked)
         for _ in "qk"
     )
     gradient = torch.randn(batch, length, length, device=case.device)
@@ -28,10 +38,11 @@ def set_up(case: Case) -> Tensors:
 def work(case: Case) -> Work:
     """Query times key; of the backward, the map's gradient times either."""
     batch, heads, length, width = (case.sizes[letter] for letter in "BHSD")
-    inputs, maps = 2 * batch * heads * length * width, batch * length**2
-    numbers_of_inputs, products = (3 * inputs, 3) if case.backward else (inputs, 1)
-    read_or_written = numbers_of_inputs * case.dtype.itemsize + 4 * maps * (1 + case.backward)
-    return Work(read_or_written, products * inputs * length)
+    numbers, map_bytes = 2 * batch * heads * length * width, 4 * batch * length**2
+    inputs, product = numbers * case.dtype.itemsize, numbers * length
+    return work_of(
+        case, Work(inputs + map_bytes, product), Work(2 * inputs + map_bytes, 2 * product)
+    )
 
 
 def _with_gradient(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -52,15 +63,18 @@ OP = Op(
     },
 )
 QUICK = Case({"B": 2, "H": 4, "S": 128, "D": 64})
-CASES = [
+CASES = in_every_direction(
     Case({"B": 8, "H": 16, "S": 512, "D": 64}),
     *(
         Case({"B": 32, "H": 16, "S": length, "D": 64}, torch.bfloat16, "cuda")
         for length in (128, 512, 2048)
     ),
+)
+SWEEP = [
+    *(Case({"B": 4, "H": 16, "S": length, "D": 64}) for length in (64, 128, 256, 512, 1024)),
     *(
-        Case({"B": 32, "H": 16, "S": length, "D": 64}, torch.bfloat16, "cuda", without="backward")
-        for length in (128, 512, 2048)
+        Case({"B": 8, "H": 16, "S": length, "D": 64}, torch.bfloat16, "cuda")
+        for length in (128, 256, 512, 1024, 2048, 4096)
     ),
 ]
 

@@ -4,7 +4,18 @@ import torch
 
 import comet_kernels
 from bench import peers
-from bench.cases import TEMPERATURE, Case, Implementation, Measure, Op, Tensors, Work, random
+from bench.cases import (
+    TEMPERATURE,
+    Case,
+    Implementation,
+    Measure,
+    Op,
+    Tensors,
+    Work,
+    in_every_direction,
+    random,
+    work_of,
+)
 from comet_kernels import reference
 
 
@@ -20,8 +31,8 @@ def set_up(case: Case) -> Tensors:
 
 def work(case: Case) -> Work:
     """Logits of both sides are read for the loss, and again for the gradient, which is written."""
-    passes = 5 if case.backward else 2
-    return Work(passes * case.sizes["N"] * case.sizes["V"] * case.dtype.itemsize, 0)
+    logits = case.sizes["N"] * case.sizes["V"] * case.dtype.itemsize
+    return work_of(case, Work(2 * logits, 0), Work(3 * logits, 0))
 
 
 OP = Op(
@@ -36,10 +47,15 @@ OP = Op(
     },
 )
 QUICK = Case({"N": 32, "V": 20_011})
-CASES = [
+CASES = in_every_direction(
     Case({"N": 512, "V": 250_002}),
     Case({"N": 4096, "V": 250_002}, torch.bfloat16, "cuda"),
-    Case({"N": 4096, "V": 250_002}, torch.bfloat16, "cuda", without="backward"),
+)
+SWEEP = [
+    *(Case({"N": n, "V": 250_002}) for n in (64, 128, 256, 512)),
+    *(Case({"N": 256, "V": v}) for v in (31_250, 62_500, 125_000)),
+    *(Case({"N": n, "V": 250_002}, torch.bfloat16, "cuda") for n in (512, 1024, 2048, 4096, 8192)),
+    *(Case({"N": 4096, "V": v}, torch.bfloat16, "cuda") for v in (31_250, 62_500, 125_000)),
 ]
 
 

@@ -1,13 +1,16 @@
 """What a benchmark of an op consists of: cases, one set-up function, and the implementations that take its tensors."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 TEMPERATURE = 2.0  # of every token
+
+Direction = Literal["forward", "backward", "both", "no-grad"]
+DIRECTIONS: tuple[Direction, ...] = ("both", "forward", "backward", "no-grad")
 
 Tensors = Mapping[str, Tensor]
 Found = dict[str, Tensor]
@@ -15,19 +18,22 @@ Found = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """One size of an op, forward and backward.
+    """One size of an op, and what of it is timed.
 
     Attributes:
         sizes: by the letters of the op's documentation, as in `{"N": 512, "V": 250002}`.
         dtype: of the inputs.
         device: "cpu", or "cuda", which ROCm answers to as well.
-        without: "backward" where nothing requires a gradient, or an optional input that is left out, such as "bias".
+        without: an optional input that is left out, such as "bias".
+        direction: "forward" (what backward needs is kept), "backward" (alone), "both", or "no-grad": forward where
+            nothing requires a gradient.
     """
 
     sizes: dict[str, int]
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     without: str = ""
+    direction: Direction = "both"
 
     @property
     def dtype_name(self) -> str:
@@ -35,18 +41,28 @@ class Case:
         return str(self.dtype).removeprefix("torch.")
 
     @property
-    def backward(self) -> bool:
-        """Whether gradients are computed."""
-        return self.without != "backward"
+    def tracked(self) -> bool:
+        """Whether inputs that are trained require a gradient."""
+        return self.direction != "no-grad"
 
-    def __str__(self) -> str:
+    @property
+    def inputs(self) -> str:
+        """What the tensors and the right result depend on: everything but the direction."""
         shape = "-".join(f"{letter}{size}" for letter, size in self.sizes.items())
         left_out = f"-no-{self.without}" if self.without else ""
         return f"{shape}-{self.dtype_name}-{self.device}{left_out}"
 
+    def __str__(self) -> str:
+        return f"{self.inputs}-{self.direction}"
+
+
+def in_every_direction(*cases: Case) -> list[Case]:
+    """Each case as it is timed forward and backward, either alone, and without gradients."""
+    return [replace(case, direction=direction) for case in cases for direction in DIRECTIONS]
+
 
 class Work(NamedTuple):
-    """The least that a case takes by the op's formula.
+    """The least that one direction takes by the op's formula.
 
     Attributes:
         bytes: forward reads every input and writes the output; backward reads the inputs again and writes gradients.
@@ -55,6 +71,13 @@ class Work(NamedTuple):
 
     bytes: int
     operations: int
+
+
+def work_of(case: Case, forward: Work, backward: Work) -> Work:
+    """That of the case's direction. In "both" inputs count twice: little of them stays in a cache meanwhile."""
+    if case.direction == "both":
+        return Work(forward.bytes + backward.bytes, forward.operations + backward.operations)
+    return backward if case.direction == "backward" else forward
 
 
 def _as_they_are(tensors: Tensors) -> Tensors:
@@ -74,12 +97,14 @@ class Implementation:
         prepare: makes of the set-up's tensors what `function` takes, outside of the timing; a `ValueError` of its
             says that the case does not fit this machine.
         same_result: whether it computes the op, and not only a part of it as a floor to compare with.
+        peer: whether it is what somebody else offers for the same: another library, or torch's compiler.
         why_not: why it is left out of a case, or None.
     """
 
     function: Callable[..., Tensor | tuple[Tensor, Tensor]]
     prepare: Callable[[Tensors], Tensors] = _as_they_are
     same_result: bool = True
+    peer: bool = False
     why_not: Callable[[Case], str | None] = _always
 
 
@@ -90,7 +115,7 @@ class Op:
     Attributes:
         name: as in `comet_kernels`.
         set_up: the tensors of a case, seeded; those that require a gradient get one.
-        work: the least that a case takes.
+        work: the least that a case takes in its direction.
         implementations: by name; "comet" is judged, "torch" is plain torch and the judge.
     """
 
@@ -105,15 +130,61 @@ Measure = Callable[
 ]  # what the fixture `measure` does with one implementation of a case
 
 
+class Recorded(NamedTuple):
+    """A forward pass that waits for its backward.
+
+    Attributes:
+        output: with what autograd has kept for it.
+        incoming: the output's gradient; None for a scalar's, which is 1.
+        leaves: the tensors that require a gradient, by name.
+    """
+
+    output: Tensor
+    incoming: Tensor | None
+    leaves: Tensors
+
+
+def forward(function: Callable[..., Tensor | tuple[Tensor, Tensor]], tensors: Tensors) -> Recorded:
+    """The output; where no tensor requires a gradient, nothing is kept for one."""
+    leaves = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+    with torch.set_grad_enabled(bool(leaves)):
+        result = function(**tensors)
+    output, incoming = result if isinstance(result, tuple) else (result, None)
+    return Recorded(output, incoming, leaves)
+
+
+def backward(recorded: Recorded) -> Found:
+    """The output again, and the gradient of every tensor that requires one."""
+    output, incoming, leaves = recorded
+    gradients = torch.autograd.grad(output, list(leaves.values()), incoming) if leaves else ()
+    return {"output": output.detach(), **dict(zip(leaves, gradients, strict=True))}
+
+
 def differentiate(
     function: Callable[..., Tensor | tuple[Tensor, Tensor]], tensors: Tensors
 ) -> Found:
     """Forward and backward: the output, and the gradient of every tensor that requires one."""
-    leaves = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
-    result = function(**tensors)
-    output, incoming = result if isinstance(result, tuple) else (result, None)
-    gradients = torch.autograd.grad(output, list(leaves.values()), incoming) if leaves else ()
-    return {"output": output.detach(), **dict(zip(leaves, gradients, strict=True))}
+    return backward(forward(function, tensors))
+
+
+def timed_part(
+    direction: Direction,
+    function: Callable[..., Tensor | tuple[Tensor, Tensor]],
+    tensors: Tensors,
+) -> Callable[[], object]:
+    """What is timed, as a call that can be made once; what has to come before it is done here.
+
+    Args:
+        direction: of the case.
+        function: of an implementation.
+        tensors: that it takes.
+    """
+    if direction == "backward":
+        recorded = forward(function, tensors)
+        return lambda: backward(recorded)
+    if direction == "both":
+        return lambda: differentiate(function, tensors)
+    return lambda: forward(function, tensors)
 
 
 def oracle(op: Op, tensors: Tensors) -> Found:
@@ -134,6 +205,6 @@ def synchronize(device: str) -> None:
 
 
 def random(case: Case, *shape: int, scale: float = 1.0, grad: bool = False) -> Tensor:
-    """Normal numbers in the case's dtype and on its device; they require a gradient in cases with a backward."""
+    """Normal numbers in the case's dtype and on its device; they require a gradient unless the case is without."""
     tensor = torch.empty(shape, dtype=case.dtype, device=case.device).normal_(std=scale)
-    return tensor.requires_grad_(grad and case.backward)
+    return tensor.requires_grad_(grad and case.tracked)

@@ -1,9 +1,9 @@
 """`pytest bench/`: checks an op's result, times it, measures its memory; ends with one table and with what is missing.
 
-A time is the median over rounds of forward and backward together (of forward alone where the case has no backward),
-launching and waiting for the device included. Before each round the caches are filled with something else, so that
-inputs come from memory as they do between the layers of a model. Extra memory is the peak beyond the inputs; gradients
-count.
+A time is the median over rounds of the case's direction, launching and waiting for the device included; what a
+direction needs before it, such as the forward of a backward, is done outside of it. Before each round the caches are
+filled with something else, so that inputs come from memory as they do between the layers of a model. Extra memory is
+the peak beyond the inputs; outputs, gradients and what forward keeps for backward count.
 """
 
 import contextlib
@@ -13,42 +13,57 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from types import ModuleType
+from typing import TypeVar
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench import memory, results, table
-from bench.cases import Case, Found, Measure, Op, Tensors, differentiate, oracle, synchronize
+from bench.cases import (
+    Case,
+    Direction,
+    Found,
+    Implementation,
+    Measure,
+    Op,
+    Tensors,
+    differentiate,
+    oracle,
+    synchronize,
+    timed_part,
+)
 from bench.judge import largest_error
 from comet_kernels.ops import launch
 
+Result = TypeVar("Result")
 HAS_GPU = torch.cuda.is_available()
 NO_GPU = "no CUDA or ROCm device"
 CACHE_BYTES = 256 << 20
 SLOW_SECONDS = 1.0  # from here on a second warm-up would change nothing
-SECONDS, ROUNDS = 5.0, 30  # of one implementation, whichever is reached first
+SECONDS, ROUNDS = 2.0, 30  # of one implementation, whichever is reached first
 FEWEST_ROUNDS = 3  # and all that --quick takes
 RECORDS = pytest.StashKey[list[results.Record]]()
 CEILINGS = pytest.StashKey[dict[str, dict[str, float]]]()
+ORACLE = pytest.StashKey[tuple[str, Found]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("comet")
     group.addoption("--quick", action="store_true", help="small sizes, to see that all runs")
+    group.addoption("--sweep", action="store_true", help="more sizes of each op instead, for plots")
     group.addoption(
         "--save", action="store_true", help="write bench/results/<machine>-<commit>.json"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("save") and config.getoption("quick"):
-        raise pytest.UsageError(
-            "--save: --quick measures sizes of no interest; leave one of them out"
-        )
+    for option in ("save", "sweep"):
+        if config.getoption(option) and config.getoption("quick"):
+            raise pytest.UsageError(
+                f"--{option}: --quick measures sizes of no interest; leave one of them out"
+            )
     config.stash[RECORDS], config.stash[CEILINGS] = [], {}
-    # the table at the end says more; --benchmark-verbose brings theirs back
-    config.option.benchmark_quiet = True
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -58,7 +73,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not {"case", "implementation"} <= set(metafunc.fixturenames):
         return
     module = metafunc.module
-    cases = _small_cases(module) if metafunc.config.getoption("quick") else module.CASES
+    if metafunc.config.getoption("quick"):
+        cases = _small_cases(module)
+    else:
+        cases = module.SWEEP if metafunc.config.getoption("sweep") else module.CASES
     metafunc.parametrize(
         ("case", "implementation"),
         [
@@ -69,19 +87,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 marks=[pytest.mark.gpu] if case.device == "cuda" else [],
             )
             for case in cases
-            for name in module.OP.implementations
+            for name, implementation in module.OP.implementations.items()
+            if _is_timed(case, name, implementation)
         ],
     )
 
 
+def _is_timed(case: Case, name: str, implementation: Implementation) -> bool:
+    """On the CPU, where minutes are few, what is no peer is timed forward and backward together only."""
+    compared = implementation.peer or name in ("comet", "torch")
+    return compared or case.device == "cuda" or case.direction == "both"
+
+
 def _small_cases(module: ModuleType) -> list[Case]:
     """The module's quick case in every form that its cases have, on every device that is there."""
-    forms = dict.fromkeys(case.without for case in module.CASES)
+    forms = dict.fromkeys((case.without, case.direction) for case in module.CASES)
     devices = ("cpu", "cuda") if HAS_GPU else ("cpu",)
     return [
-        dataclasses.replace(module.QUICK, device=device, without=without)
+        dataclasses.replace(module.QUICK, device=device, without=without, direction=direction)
         for device in devices
-        for without in forms
+        for without, direction in forms
     ]
 
 
@@ -103,11 +128,11 @@ def measure(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Meas
             prepared = implementation.prepare(tensors)
         except ValueError as reason:
             pytest.skip(str(reason))
-        call = functools.partial(differentiate, implementation.function, prepared)
-        found, seconds = _warmed_up(call, case.device)
+        whole = functools.partial(differentiate, implementation.function, prepared)
+        found, seconds = _warmed_up(whole, case.device)
         error = None
         if implementation.same_result:
-            expected = _oracle_if_it_fits(op, tensors)
+            expected = _expected(config, op, case)
             error = largest_error(name, found, expected, prepared, case.dtype)
             del expected
         del found, tensors
@@ -115,14 +140,13 @@ def measure(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Meas
         benchmark.group = f"{op.name} {case}"
         benchmark.pedantic(
             _finished,
-            args=(call, case.device),
-            setup=_Eviction(case.device),
+            setup=_Preparation(case.device, case.direction, implementation, prepared),
             rounds=max(FEWEST_ROUNDS, min(most, int(SECONDS / seconds))),
         )
         if benchmark.disabled:
             return
         if case.device == "cuda":
-            extra: int | None = memory.extra_bytes_on_gpu(implementation, prepared)
+            extra: int | None = memory.extra_bytes_on_gpu(implementation, prepared, case.direction)
         else:
             module = request.module
             extra = memory.extra_bytes_on_cpu(module.__name__, module.QUICK, case, name)
@@ -132,9 +156,11 @@ def measure(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Meas
                 "op": op.name,
                 "sizes": case.sizes,
                 "without": case.without,
+                "direction": case.direction,
                 "dtype": case.dtype_name,
                 "device": case.device,
                 "implementation": name,
+                "peer": implementation.peer,
                 "median_seconds": times.median,
                 "seconds": list(times.data),
                 "extra_bytes": extra,
@@ -152,6 +178,10 @@ def measure(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Meas
                 if name == "comet":
                     raise
                 reason = f"{op.name} {case}: {name} does not fit into this GPU"
+            except ImportError as missing:
+                if name == "comet":
+                    raise
+                reason = f"{name} cannot be imported: {missing}"
         if reason is not None:  # out here, where no exception holds the tensors of what did not fit
             pytest.skip(reason)
 
@@ -177,7 +207,7 @@ def pytest_terminal_summary(
 ) -> None:
     write = terminalreporter.write_line
     records, ceilings = config.stash[RECORDS], config.stash[CEILINGS]
-    terminalreporter.section("forward and backward, unless a shape says that it has no backward")
+    terminalreporter.section("Comet's ops, plain torch, and what else there is")
     if records:
         for line in (*table.table(records, ceilings), "", *table.legend(ceilings)):
             write(line)
@@ -190,31 +220,51 @@ def pytest_terminal_summary(
     )
     for reason, count in reasons.items():
         write(f"left out: {count} benchmark{'s' * (count > 1)}: {reason}")
+    write("left out: on the CPU, `products` and `dense` in one direction alone: for time")
     if config.getoption("quick"):
         gpu = "" if HAS_GPU else f", and the GPU ({NO_GPU})"
         write(f"left out: the sizes of interest (--quick){gpu}")
+    elif not config.getoption("sweep"):
+        write("left out: more sizes of each op, for plots; run `pytest bench/ --sweep`")
     write("left out: the whole step at the paper's shapes; run `python -m bench.bench_step`")
 
 
-class _Eviction:
-    """Overwrites a buffer larger than the caches."""
+class _Preparation:
+    """Before each round: does what comes before the timed part, then overwrites a buffer larger than the caches."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(
+        self, device: str, direction: Direction, implementation: Implementation, tensors: Tensors
+    ) -> None:
         self._device = device
+        self._timed_part = functools.partial(
+            timed_part, direction, implementation.function, tensors
+        )
         self._buffer = torch.empty(CACHE_BYTES, dtype=torch.uint8, device=device)
 
-    def __call__(self) -> None:
+    def __call__(self) -> tuple[tuple[Callable[[], object], str], dict[str, object]]:
+        call = self._timed_part()
         self._buffer.fill_(1)
         synchronize(self._device)
+        return (call, self._device), {}
 
 
-def _oracle_if_it_fits(op: Op, tensors: Tensors) -> Found:
-    with contextlib.suppress(torch.OutOfMemoryError):
-        return oracle(op, tensors)
-    pytest.skip(f"{op.name} cannot be checked: plain torch in float32 does not fit into this GPU")
+def _expected(config: pytest.Config, op: Op, case: Case) -> Found:
+    """Plain torch's result, computed once for all directions and implementations of the same inputs."""
+    key = f"{op.name} {case.inputs}"
+    if config.stash.get(ORACLE, ("", {}))[0] != key:
+        config.stash[ORACLE] = ("", {})
+        trained = op.set_up(dataclasses.replace(case, direction="both"))
+        with contextlib.suppress(torch.OutOfMemoryError):
+            config.stash[ORACLE] = (key, oracle(op, trained))
+    found, expected = config.stash[ORACLE]
+    if found != key:
+        pytest.skip(
+            f"{op.name} cannot be checked: plain torch in float32 does not fit into this GPU"
+        )
+    return expected if case.tracked else {"output": expected["output"]}
 
 
-def _finished(call: Callable[[], Found], device: str) -> Found:
+def _finished(call: Callable[[], Result], device: str) -> Result:
     found = call()
     synchronize(device)
     return found

@@ -10,18 +10,21 @@ from pathlib import Path
 
 import torch
 
-from bench.cases import Case, Implementation, Op, Tensors, differentiate
+from bench.cases import Case, Direction, Implementation, Op, Tensors, differentiate, timed_part
 from comet.environment import resident_bytes
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def extra_bytes_on_gpu(implementation: Implementation, tensors: Tensors) -> int:
-    """Peak of one forward and backward beyond the inputs, gradients included."""
+def extra_bytes_on_gpu(
+    implementation: Implementation, tensors: Tensors, direction: Direction
+) -> int:
+    """Peak of the timed part beyond the inputs: outputs, gradients, and what a forward before it has kept."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
+    call = timed_part(direction, implementation.function, tensors)
     torch.cuda.reset_peak_memory_stats()
-    differentiate(implementation.function, tensors)
+    call()
     return torch.cuda.max_memory_allocated() - before
 
 
@@ -65,9 +68,10 @@ def _in_child(module: str, smallest: Case, case: Case, name: str, threads: int) 
     implementation = op.implementations[name]
     differentiate(implementation.function, implementation.prepare(op.set_up(smallest)))
     tensors = implementation.prepare(op.set_up(case))
-    forget_peak("cpu")
     before = resident_bytes("VmRSS")
-    found = differentiate(implementation.function, tensors)
+    call = timed_part(case.direction, implementation.function, tensors)
+    forget_peak("cpu")
+    found = call()
     extra = resident_bytes("VmHWM") - before
     del found
     return max(extra, 0)

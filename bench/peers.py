@@ -1,9 +1,10 @@
-"""What Comet's ops are compared with beside plain torch: the same under `torch.compile`, and other kernel libraries.
+"""What Comet's ops are compared with beside plain torch: the same under `torch.compile`, and other libraries.
 
-Each function takes the tensors of its benchmark and computes the op's own result: T² times the mean over the tokens of
-KL(teacher ‖ student) at temperature T. What its library lacks for that is done around it in torch, inside the timing,
-and said in its docstring. Weight gradients are summed in float32 wherever the library can. The versions that these
-calls were written for are in the extra `peers` of pyproject.toml; a library is imported when it is first called.
+Each function takes the tensors of its benchmark and computes the op's own result: of the KL divergences, T² times the
+mean over the tokens of KL(teacher ‖ student) at temperature T. What its library lacks for that is done around it in
+torch, inside the timing, and said in its docstring. Weight gradients are summed in float32 wherever the library can.
+The versions that these calls were written for are in the extra `peers` of pyproject.toml; a library is imported when
+it is first called.
 """
 
 import functools
@@ -33,7 +34,7 @@ def compiled(function: Callable[..., Any], **given: Any) -> Implementation:
     def call(**tensors: Tensor) -> Any:
         return compile_once()(**{**given, **tensors})
 
-    return Implementation(call, why_not=_why_not_compiled)
+    return Implementation(call, peer=True, why_not=_why_not_compiled)
 
 
 def liger(function: Callable[..., Any], *, with_bias: bool = True) -> Implementation:
@@ -46,6 +47,11 @@ def flash_linear_attention(
 ) -> Implementation:
     """A function that calls flash-linear-attention, whose kernels are the package fla-core."""
     return _library("fla-core", "fla", function, with_bias)
+
+
+def textbrewer(function: Callable[..., Any]) -> Implementation:
+    """A function that calls TextBrewer, whose losses are plain torch and run on any device."""
+    return _library("textbrewer", "textbrewer", function, on_cpu=True)
 
 
 def liger_kl_div(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor) -> Tensor:
@@ -128,6 +134,28 @@ def fla_fused_kl_div(
     return TEMPERATURE**2 * fused_kl_div_loss(*hidden, student_weight, teacher_weight)
 
 
+def textbrewer_att_mse_sum(
+    student_query: Tensor, student_key: Tensor, teacher_query: Tensor, teacher_key: Tensor
+) -> Tensor:
+    """`att_mse_sum_loss`, which takes the maps of every head: made in torch as eager attention of transformers does.
+
+    It sums over heads where Comet takes the mean, so that H heads on both sides give H² times Comet's loss; with other
+    numbers of heads it is another loss. Negative entries count 0 (masked scores that some models used to return); there
+    are none here. Softmax is in float32, what follows in the inputs' dtype.
+    """
+    from textbrewer.losses import att_mse_sum_loss
+
+    with torch.no_grad():
+        teacher_maps = _maps_of_heads(teacher_query, teacher_key)
+    student_maps = _maps_of_heads(student_query, student_key)
+    return att_mse_sum_loss(student_maps, teacher_maps) / student_query.shape[1] ** 2
+
+
+def _maps_of_heads(query_BHSD: Tensor, key_BHSD: Tensor) -> Tensor:
+    scores_BHSS = query_BHSD @ key_BHSD.transpose(-1, -2) * query_BHSD.shape[-1] ** -0.5
+    return softmax(scores_BHSS, dim=-1, dtype=torch.float32).to(query_BHSD.dtype)
+
+
 def _why_not_compiled(case: Case) -> str | None:
     if case.device == "cuda":
         return None
@@ -135,10 +163,15 @@ def _why_not_compiled(case: Case) -> str | None:
 
 
 def _library(
-    package: str, module: str, function: Callable[..., Any], with_bias: bool
+    package: str,
+    module: str,
+    function: Callable[..., Any],
+    with_bias: bool = True,
+    *,
+    on_cpu: bool = False,
 ) -> Implementation:
     def why_not(case: Case) -> str | None:
-        if case.device != "cuda":
+        if case.device != "cuda" and not on_cpu:
             return f"{package} is compared with on a GPU only"
         if importlib.util.find_spec(module) is None:
             return f"{package} is not installed: pip install -e '.[peers]'"
@@ -146,4 +179,4 @@ def _library(
             return f"{function.__name__} takes no bias"
         return None
 
-    return Implementation(function, why_not=why_not)
+    return Implementation(function, peer=True, why_not=why_not)

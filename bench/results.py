@@ -32,20 +32,21 @@ _PACKAGES = (
     "pytest-benchmark",
     "liger-kernel",
     "fla-core",
+    "textbrewer",
 )
 _IDENTITY = {
-    "ops": ("op", "sizes", "without", "dtype", "device", "implementation"),
+    "ops": ("op", "sizes", "without", "direction", "dtype", "device", "implementation"),
     "steps": ("variant", "sizes", "dtype", "device"),
 }
 
 
-def save(section: str, records: Sequence[Record], **facts: Any) -> Path:
+def save(section: str, records: Sequence[Record], **facts: Record) -> Path:
     """Put records into the file of this machine and commit, in place of older ones of the same cases.
 
     Args:
         section: "ops" or "steps".
         records: JSON, with at least the fields that tell cases of the section apart.
-        facts: more to store beside the sections.
+        facts: more to store beside the sections, by device; those of other devices stay.
 
     Returns:
         The file.
@@ -62,7 +63,7 @@ def save(section: str, records: Sequence[Record], **facts: Any) -> Path:
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": describe_versions(),
         "hardware": hardware,
-        **facts,
+        **{fact: stored.get(fact, {}) | found for fact, found in facts.items()},
         section: kept + list(records),
     }
     partial = path.with_suffix(".partial")

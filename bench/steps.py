@@ -10,6 +10,7 @@ cached-top  from one that holds its largest logits
 The caches are files that the teacher has written before; a step reads its batch from them as a run does.
 """
 
+import functools
 import gc
 import tempfile
 import weakref
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from torch.nn.functional import kl_div, log_softmax, mse_loss, softmax
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, XLMRobertaConfig
 
 import comet_kernels
+from bench import parts
 from bench.memory import forget_peak
 from comet.batch import Batch
 from comet.cache_files import CheckedFiles, batch_from, write_tensors
@@ -112,7 +115,9 @@ def random_model(config: PreTrainedConfig, attention: str, device: str) -> PreTr
     return model
 
 
-def plain_step(shapes: Shapes, ids_BS: Tensor) -> tuple[Step, list[nn.Parameter]]:
+def plain_step(
+    shapes: Shapes, ids_BS: Tensor, clock: parts.Clock
+) -> tuple[Step, list[nn.Parameter]]:
     """The paper's loss, written plainly."""
     teacher = random_model(shapes.teacher, "eager", shapes.device).eval()
     student = random_model(
@@ -123,26 +128,45 @@ def plain_step(shapes: Shapes, ids_BS: Tensor) -> tuple[Step, list[nn.Parameter]
     nn.init.eye_(projection.weight)
     temperature, alpha = OBJECTIVE.temperature, OBJECTIVE.alpha
     mask_BS = torch.ones_like(ids_BS)
+    for model in (teacher, student):
+        head = model.get_output_embeddings()
+        head.forward = parts.timed(clock, parts.HEAD, head.forward)
+
+    def divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        return kl_div(
+            log_softmax(student_logits.flatten(0, 1).float() / temperature, dim=-1),
+            softmax(teacher_logits.flatten(0, 1).float() / temperature, dim=-1),
+            reduction="batchmean",
+        )
+
+    def distance(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+        return mse_loss(projection(student_map), teacher_map)
+
+    def mean_map(map_BHSS: Tensor) -> Tensor:
+        return map_BHSS.mean(1).flatten(1)
+
+    def outputs(part: str, model: PreTrainedModel) -> Any:
+        with clock.part(part):
+            return model(input_ids=ids_BS, attention_mask=mask_BS, output_attentions=True)
 
     def loss() -> Tensor:
         with torch.no_grad():
-            t = teacher(input_ids=ids_BS, attention_mask=mask_BS, output_attentions=True)
-        s = student(input_ids=ids_BS, attention_mask=mask_BS, output_attentions=True)
-        kd = kl_div(
-            log_softmax(s.logits.flatten(0, 1).float() / temperature, dim=-1),
-            softmax(t.logits.flatten(0, 1).float() / temperature, dim=-1),
-            reduction="batchmean",
-        )
-        student_map, teacher_map = (m.attentions[-1].mean(1).flatten(1) for m in (s, t))
-        attention = mse_loss(projection(student_map), teacher_map)
+            t = outputs(parts.TEACHER, teacher)
+        s = outputs(parts.STUDENT, student)
+        kd = parts.timed(clock, parts.HEAD, divergence)(s.logits, t.logits)
+        average = parts.timed(clock, parts.ATTENTION, mean_map)
+        maps = (average(m.attentions[-1]) for m in (s, t))
+        attention = parts.timed(clock, parts.PROJECTION, distance)(*maps)
         return alpha * temperature**2 * kd + (1 - alpha) * attention
 
     return loss, [*student.parameters(), *projection.parameters()]
 
 
-def comet_step(variant: str, shapes: Shapes, ids_BS: Tensor) -> tuple[Step, list[nn.Parameter]]:
+def comet_step(
+    variant: str, shapes: Shapes, ids_BS: Tensor, clock: parts.Clock
+) -> tuple[Step, list[nn.Parameter]]:
     """Comet's: with `comet_kernels` or its reference, with a teacher at work or from a cache."""
-    ops = reference if variant == "unfused" else comet_kernels
+    ops = parts.timed_ops(clock, reference if variant == "unfused" else comet_kernels)
     teacher = online_teacher(shapes, ops)
     batch = full_batch(ids_BS)
     if variant.startswith("cached"):
@@ -154,12 +178,14 @@ def comet_step(variant: str, shapes: Shapes, ids_BS: Tensor) -> tuple[Step, list
         head = files.tensors("head")
         cached = CachedTeacher(head["weight"], head["bias"], shapes.precision)
         cached.to(torch.device(shapes.device))
-        distiller = make_distiller(cached, shapes, ops)
-        return (
-            lambda: distiller(batch_from(files.tensors("steps"), "all").to(ids_BS.device)).total,
-            list(distiller.parameters()),
-        )
-    distiller = make_distiller(teacher, shapes, ops)
+        distiller = make_distiller(cached, shapes, ops, clock)
+
+        @functools.partial(parts.timed, clock, parts.TEACHER)
+        def from_files() -> Batch:
+            return batch_from(files.tensors("steps"), "all").to(ids_BS.device)
+
+        return (lambda: distiller(from_files()).total), list(distiller.parameters())
+    distiller = make_distiller(teacher, shapes, ops, clock)
     return (lambda: distiller(batch).total), list(distiller.parameters())
 
 
@@ -170,11 +196,17 @@ def online_teacher(shapes: Shapes, ops: ModuleType) -> OnlineTeacher:
     return OnlineTeacher(TappedEncoder(model), ops)
 
 
-def make_distiller(teacher: Teacher, shapes: Shapes, ops: ModuleType) -> Distiller:
+def make_distiller(
+    teacher: Teacher, shapes: Shapes, ops: ModuleType, clock: parts.Clock
+) -> Distiller:
     """With a student of the shapes'."""
     student = random_model(student_config(shapes.teacher, shapes.student), "sdpa", shapes.device)
     projection = make_projection(OBJECTIVE, shapes.length).to(shapes.device)
-    return Distiller(teacher, TappedEncoder(student.train()), projection, OBJECTIVE, ops)
+    encoder = TappedEncoder(student.train())
+    timed_teacher = parts.TimedTeacher(teacher, clock)
+    distiller = Distiller(timed_teacher, encoder, projection, OBJECTIVE, ops)
+    parts.watch(distiller, clock)
+    return distiller
 
 
 def full_batch(ids_BS: Tensor) -> Batch:
@@ -209,16 +241,31 @@ def write_cache(teacher: OnlineTeacher, batch: Batch, shapes: Shapes, top: int) 
     return files
 
 
-def make_step(variant: str, shapes: Shapes) -> tuple[Step, Step]:
-    """The loss alone, and the whole step, which returns its loss."""
+class Steps(NamedTuple):
+    """A variant at work.
+
+    Attributes:
+        loss: forward alone.
+        step: forward, backward and AdamW; returns the loss.
+        parts: a step that is interrupted at every border, and the seconds of its parts.
+    """
+
+    loss: Step
+    step: Step
+    parts: Callable[[], dict[str, float]]
+
+
+def make_step(variant: str, shapes: Shapes) -> Steps:
+    """Models, optimizer and one batch of a variant."""
     torch.manual_seed(0)
+    clock = parts.Clock(shapes.device)
     ids_BS = torch.randint(
         5, shapes.vocabulary, (shapes.batch, shapes.length), device=shapes.device
     )
     if variant == "plain":
-        forward, parameters = plain_step(shapes, ids_BS)
+        forward, parameters = plain_step(shapes, ids_BS, clock)
     else:
-        forward, parameters = comet_step(variant, shapes, ids_BS)
+        forward, parameters = comet_step(variant, shapes, ids_BS, clock)
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
     halved = shapes.precision == "bfloat16"
 
@@ -228,9 +275,16 @@ def make_step(variant: str, shapes: Shapes) -> tuple[Step, Step]:
 
     def step() -> Tensor:
         found = loss()
-        found.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        with clock.part(parts.STUDENT):  # whatever no hook has given to another part
+            found.backward()
+        with clock.part(parts.OPTIMIZER):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return found.detach()
 
-    return loss, step
+    def by_part() -> dict[str, float]:
+        with clock.running() as seconds:
+            step()
+        return dict(seconds)
+
+    return Steps(loss, step, by_part)

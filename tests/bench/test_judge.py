@@ -49,8 +49,8 @@ def test_a_gradient_of_what_was_replaced_is_not_due():
     assert largest_error("dense", expected, expected, prepared, torch.float32) == 0
 
 
-def test_without_backward_there_is_only_the_output():
-    case = Case({"N": 3}, without="backward")
-    assert str(case) == "N3-float32-cpu-no-backward"
-    found = differentiate(lambda x: x.sum(), {"x": torch.ones(3, requires_grad=case.backward)})
+def test_without_gradients_there_is_only_the_output():
+    case = Case({"N": 3}, direction="no-grad")
+    assert str(case) == "N3-float32-cpu-no-grad"
+    found = differentiate(lambda x: x.sum(), {"x": torch.ones(3, requires_grad=case.tracked)})
     assert found.keys() == {"output"}

@@ -1,5 +1,7 @@
 """The table of a benchmark run."""
 
+import pytest
+
 from bench.table import legend, table
 
 CEILINGS = {
@@ -15,9 +17,11 @@ def record(implementation, seconds, **changes):
         "op": "softened_kl",
         "sizes": {"N": 4, "V": 9},
         "without": "",
+        "direction": "both",
         "dtype": "float32",
         "device": "cpu",
         "implementation": implementation,
+        "peer": False,
         "median_seconds": seconds,
         "extra_bytes": 3 << 20,
         "error": 2e-7,
@@ -31,25 +35,33 @@ def cells(line):
     return [cell for cell in line.split("  ") if cell]
 
 
-def test_a_case_is_named_once_and_compared_with_comet():
-    lines = table([record("torch", 0.004), record("comet", 0.002)], CEILINGS)
+def test_a_case_is_named_once_and_compared_with_torch_and_the_best_peer():
+    others = [record(name, time, peer=True) for name, time in (("slow", 0.006), ("fast", 0.003))]
+    lines = table([record("comet", 0.002), record("torch", 0.004), *others], CEILINGS)
     assert [cell.strip() for cell in cells(lines[1])] == [
-        *("softened_kl", "N=4 V=9", "float32", "cpu", "torch", "4 ms", "2.00x"),
-        *("3.0 MiB", "2e-07", "2.5 (25%)", "-"),
+        *("softened_kl", "N=4 V=9", "float32", "cpu", "both", "comet", "2 ms", "2.00x", "1.50x"),
+        *("3.0 MiB", "2e-07", "5 (50%)", "-"),
     ]
-    assert lines[2].split()[:4] == ["comet", "2", "ms", "1.00x"]
+    assert lines[2].split()[:5] == ["torch", "4", "ms", "1.00x", "0.75x"]
+    assert lines[3].split()[:5] == ["slow", "6", "ms", "0.67x", "0.50x"]
 
 
-def test_cases_that_leave_something_out_stand_apart():
-    records = [record("comet", 0.002), record("torch", 0.001, without="backward")]
-    lines = table(records, CEILINGS)
-    assert "N=4 V=9, no backward" in lines[2]
-    assert "  -  " in lines[2], "compared with a time that has a backward"
+def test_a_floor_is_no_peer():
+    lines = table([record("comet", 0.002), record("products", 0.001, error=None)], CEILINGS)
+    assert lines[1].split()[9:11] == ["-", "-"]
+
+
+@pytest.mark.parametrize("change", [{"direction": "no-grad"}, {"without": "bias"}])
+def test_other_cases_stand_apart(change):
+    lines = table([record("comet", 0.002), record("torch", 0.001, **change)], CEILINGS)
+    assert "2 ms  -" in lines[1], "compared with the time of another case"
+    assert "softened_kl" in lines[2]
+    assert ("no-grad" if "direction" in change else "N=4 V=9, no bias") in lines[2]
 
 
 def test_what_is_not_known_is_a_dash():
     line = table([record("comet", 2.0, extra_bytes=None, error=None, operations=10**12)], {})[1]
-    assert line.split()[-5:] == ["1.00x", "-", "-", "0.005", "0.5"]
+    assert line.split()[-6:] == ["-", "-", "-", "-", "0.005", "0.5"]
 
 
 def test_the_legend_says_what_shares_are_of():
