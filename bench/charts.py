@@ -208,7 +208,7 @@ def _lines(
             [y for _, y in shown],
             marker=_MARKS[number % len(_MARKS)],
             linestyle=":" if name in _FLOORS else "--" if number >= 7 else "-",
-            color=f"C{number % 7}",
+            color=axes.xaxis.label.get_color() if name in _FLOORS else f"C{number % 7}",
             linewidth=2.6 if number == 0 else 1.6,
             markersize=6,
             label=name,
