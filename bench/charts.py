@@ -11,6 +11,7 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.rcsetup import cycler
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 except ImportError as error:
     raise ValueError("plots need matplotlib: pip install 'comet-distill[report]'") from error
@@ -183,8 +184,6 @@ def _settings(palette: Mapping[str, str]) -> Any:
 
 
 def _cycle(palette: Mapping[str, str]) -> Any:
-    from matplotlib import cycler
-
     return cycler(color=[palette[f"series-{number}"] for number in range(1, 8)])
 
 

@@ -75,7 +75,7 @@ def warnings(old: Record, new: Record) -> Iterator[str]:
 def table(old: Record, new: Record, *, changed_only: bool = False) -> list[str]:
     """A head and a line for each case in both, then the cases in one of them."""
     before, after = cases(old), cases(new)
-    rows = [HEAD]
+    rows: list[tuple[str, ...]] = [HEAD]
     for key in before:
         if key not in after:
             continue

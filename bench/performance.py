@@ -162,7 +162,8 @@ def written(text: str, tables: dict[str, list[str]]) -> str:
         if not pattern.search(text):
             raise ValueError(f"--write: the page has no {start} ... {end}")
         content = "\n".join((start, "", *lines, "", end))
-        text = pattern.sub(lambda _, put=content: put, text, count=1)
+        before, after = pattern.split(text, maxsplit=1)
+        text = before + content + after
     return text
 
 
