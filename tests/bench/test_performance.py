@@ -100,5 +100,5 @@ def test_kernel_times_add_up():
 
 
 def test_an_unknown_op_is_refused():
-    with pytest.raises(ValueError, match="expected one of .*factorized_projection"):
+    with pytest.raises(ValueError, match=r"expected one of .*factorized_projection"):
         kernel_times.main(["softmax", "--device", "cpu", "--quick"])
