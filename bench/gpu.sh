@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, on a machine without a network: build, tests, compute-sanitizer, benchmarks, whole steps.
+# Everything that needs a GPU, on a machine without a network: build, tests, compute-sanitizer, benchmarks, whole steps,
+# what the kernels take of the GPU and what they achieve.
 #
 #   bench/gpu.sh [--again] [--dry-run] [STEP ...]
 #
@@ -16,9 +17,11 @@ cd "$(dirname "$0")/.."
 STEP_SECONDS=${STEP_SECONDS:-470}
 PYTHON=${PYTHON:-python3}
 MODULES=(torch triton transformers yaml safetensors pytest pytest_benchmark pytest_timeout cpuinfo hypothesis setuptools)
-PEERS=(liger_kernel fla einops)
-OPS=(softened_kl linear_softened_kl mean_attention factorized_projection)
-ALL_STEPS=(build tests kernels memcheck racecheck "${OPS[@]/#/ops-}" step-32 step-128)
+PEERS=(liger_kernel fla einops textbrewer)
+OPS=(softened_kl linear_softened_kl mean_attention attention_mse factorized_projection)
+OWN_KERNELS='^(chunk|row|gradient|statistics|map|delta|(query|key)_gradient|row_(map|gradient))_kernel|sum_chains|sum_products|add_sets|mean_of_squares'
+ALL_STEPS=(build tests kernels memcheck racecheck "${OPS[@]/#/ops-}" step-32 step-128 sweep-step "${OPS[@]/#/sweep-}"
+  resources-0 resources-1 profile counters tables)
 
 again=false
 dry_run=false
@@ -66,7 +69,17 @@ command_of() {
     memcheck) command=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck "${sanitized[@]}") ;;
     racecheck) command=(compute-sanitizer --tool racecheck "${sanitized[@]}") ;;
     ops-*) command=("$PYTHON" -m pytest "bench/bench_${1#ops-}.py" -m gpu --save) ;;
+    sweep-step) command=("$PYTHON" -m bench.bench_step --sweep --device cuda --dtype bfloat16 --steps 5 --save) ;;
+    sweep-*) command=("$PYTHON" -m pytest "bench/bench_${1#sweep-}.py" -m gpu --sweep --save) ;;
     step-*) command=("$PYTHON" -m bench.bench_step --device cuda --dtype bfloat16 --batch "${1#step-}" --steps 10 --save) ;;
+    resources-*) command=("$PYTHON" -m bench.kernel_resources --target sm_90 --part "${1#resources-}/2") ;;
+    profile) command=("$PYTHON" -m bench.kernel_times --device cuda) ;;
+    # bandwidth and occupancy as the GPU counts them; small sizes, since every kernel is run several times over
+    counters) command=(ncu --launch-count 60 --kernel-name "regex:$OWN_KERNELS" --section SpeedOfLight
+      --section LaunchStats --section Occupancy
+      "$PYTHON" -m pytest bench/ -m gpu --quick --benchmark-disable -k comet) ;;
+    # the results of the steps before as tables of docs/performance.md, shares of the ceilings included
+    tables) command=("$PYTHON" -m bench.performance) ;;
   esac
 }
 
@@ -76,6 +89,12 @@ missing_for() {
     memcheck | racecheck) command -v compute-sanitizer >/dev/null || echo "no compute-sanitizer on the PATH" ;;
     build) [ -n "${CUDACXX:-}" ] || command -v nvcc >/dev/null || [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ] ||
       echo "no nvcc: set CUDACXX or CUDA_HOME" ;;
+    counters) if ! command -v ncu >/dev/null; then
+        echo "no ncu on the PATH; profile shows times without it"
+      elif grep -qs 'RmProfilingAdminOnly: 1' /proc/driver/nvidia/params && [ "$(id -u)" -ne 0 ]; then
+        echo "this driver lets only root read the GPU's counters"
+      fi ;;
+    tables) compgen -G 'bench/results/*.json' >/dev/null || echo "no results: run the steps ops-... and step-... first" ;;
   esac
 }
 

@@ -1,0 +1,97 @@
+"""Speed and memory of ops and steps as figures, from saved results.
+
+    python -m bench.plot [FILE ...] [--output DIR]
+
+A FILE is one that `--save` wrote, or the beginning of its commit; by default the newest of every machine. For every op,
+device and dtype, and for every size that was varied, a figure shows time, extra memory and the share of the ceiling, a
+line for each implementation; the ceiling is what copies or matrix products reached in the same run, whichever binds.
+Whole steps are shown by part, and as they grow with batch, length and vocabulary. Every figure is written as PNG and
+SVG, light and dark: `<machine>-<what>-<light or dark>.<png or svg>`.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench import reading
+from bench.results import Record, slug
+from comet.configuration import run_command
+
+PROGRAM = "bench.plot"
+OUTPUT = Path("docs/performance")
+
+
+def figures(found: Record) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Names, and files by their kind."""
+    from bench import charts  # asks for matplotlib, which the other commands do without
+
+    hardware = found["hardware"]
+    threads = "" if "gpu" in hardware else f", {hardware.get('threads')} threads"
+    about = f"{found['machine']}{threads}, commit {found['commit']}"
+    for theme in charts.THEMES:
+        for sweep in reading.op_sweeps(found["ops"]):
+            name = f"{sweep.what}-{sweep.size}-{sweep.device}-{sweep.dtype}-{theme}"
+            yield name, charts.draw_sweep(sweep, found["ceilings"], about, theme)
+        steps = reading.step_sweeps(found["steps"])
+        for device, dtype in dict.fromkeys((one.device, one.dtype) for one in steps):
+            same = [one for one in steps if (one.device, one.dtype) == (device, dtype)]
+            yield f"step-growth-{device}-{dtype}-{theme}", charts.draw_growth(same, about, theme)
+        for records in by_part(found["steps"]):
+            device, dtype = records[0]["device"], records[0]["dtype"]
+            described = f"{reading.shape(records[0])}; {about}"
+            name = f"step-parts-{device}-{dtype}-{theme}"
+            yield name, charts.draw_parts(records, described, theme)
+
+
+def by_part(steps: Sequence[Record]) -> list[list[Record]]:
+    """For every device and dtype the sizes at which most variants were timed by part, the largest of such."""
+    timed = [one for one in steps if one.get("parts")]
+    best: dict[tuple[str, str], list[Record]] = {}
+    for records in reading.grouped(
+        timed, lambda one: (one["device"], one["dtype"], str(one["sizes"]))
+    ).values():
+        key = records[0]["device"], records[0]["dtype"]
+        if key not in best or _rank(records) > _rank(best[key]):
+            best[key] = records
+    return list(best.values())
+
+
+def _rank(records: Sequence[Record]) -> tuple[int, int]:
+    sizes = records[0]["sizes"]
+    return len(records), sizes.get("batch", 0) * sizes.get("length", 0)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {PROGRAM}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", nargs="*", metavar="FILE", help="results, or a commit")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help=f"folder ({OUTPUT})")
+    given = parser.parse_args(argv)
+    paths = [reading.find(name) for name in given.files] or reading.newest()
+    results = [reading.read(path) for path in paths]
+    machines = [slug(found["machine"]) for found in results]
+    for path, machine in zip(paths, machines, strict=True):
+        if machines.count(machine) > 1:
+            raise ValueError(f"{path}: there is another file of {machine}; give one of a machine")
+    written = 0
+    for path, machine, found in zip(paths, machines, results, strict=True):
+        before = written
+        for name, files in figures(found):
+            given.output.mkdir(parents=True, exist_ok=True)
+            for kind, content in files.items():
+                (given.output / f"{machine}-{name}.{kind}").write_bytes(content)
+                written += 1
+        if written == before:
+            raise ValueError(
+                f"{path}: nothing to draw: no size of an op was varied (pytest bench/ --sweep --save), and no step "
+                "timed by part (python -m bench.bench_step --save)"
+            )
+    print(f"{written} files in {given.output}")
+
+
+if __name__ == "__main__":
+    run_command(main, PROGRAM)
