@@ -118,4 +118,7 @@ def test_a_vocabulary_of_published_size(make, architecture, tmp_path, capsys):
     assert new.get_input_embeddings().weight.shape == (SIZE, 8)
     kept = torch.tensor(tokenizer.convert_tokens_to_ids(small.convert_ids_to_tokens(range(SIZE))))
     theirs = old(**tokenizer(masked, return_tensors="pt")).logits[..., kept]
-    assert torch.equal(new(**small(masked, return_tensors="pt")).logits, theirs)
+    # of 250,002 columns at once, BLAS may sum in another order
+    torch.testing.assert_close(
+        new(**small(masked, return_tensors="pt")).logits, theirs, rtol=1e-6, atol=1e-6
+    )
