@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoModelForMaskedLM
@@ -60,13 +61,19 @@ def test_a_failed_training_leaves_nothing_in_the_cache(tiny_teacher, monkeypatch
     assert "vocabulary_size: got 900000" in capfd.readouterr().err
 
 
-def test_a_half_trained_teacher_is_trained_again(tiny_teacher, tmp_path):
-    folder = Path(quickstart.toy_teacher()).parent
-    record = folder / "run.json"
-    record.write_text(json.dumps({**json.loads(record.read_text()), "state": "running"}))
-    (folder / "model" / "model.safetensors").write_bytes(b"half")
-    quickstart.toy_teacher()
-    AutoModelForMaskedLM.from_pretrained(folder / "model")
+def test_a_half_trained_teacher_is_trained_again(tiny_teacher, monkeypatch):
+    def trained(command, check, env):
+        folder = Path(command[command.index("--output") + 1])
+        assert not folder.exists()
+        (folder / "model").mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"state": states.pop()}))
+        return SimpleNamespace(returncode=0)
+
+    states = ["done", "running"]
+    monkeypatch.setattr(quickstart.subprocess, "run", trained)
+    for _ in range(3):
+        quickstart.toy_teacher()
+    assert states == [], "trained twice: the first time it was left half done"
 
 
 def test_another_recipe_is_another_teacher(monkeypatch, tmp_path):

@@ -88,7 +88,7 @@ def problems(draw):
     st.sampled_from([(True, True), (True, False), (False, True)]),
 )
 @settings(
-    max_examples=15,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],  # a failure is small enough as it is

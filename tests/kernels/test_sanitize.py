@@ -5,6 +5,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -66,23 +67,13 @@ def test_sanitized_driver_finds_nothing(tmp_path):
     assert "all right" in ran.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
-@pytest.mark.parametrize("source", ["cuda_chain", "cuda_tiled"])
-def test_cuda_kernels_spill_no_registers(source, tmp_path):
-    compiled = subprocess.run(
-        [
-            *("nvcc", "-std=c++17", "-O3", "-Xptxas=-v", f"-I{ROOT / 'csrc'}"),
-            "-gencode=arch=compute_90,code=sm_90",
-            *("-c", str(ROOT / "csrc" / "factorized_projection" / f"{source}.cu")),
-            *("-o", str(tmp_path / "kernels.o")),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert compiled.returncode == 0, compiled.stderr
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", compiled.stderr)
-    kernels = set(re.findall(r"Compiling entry function '(\w+)'", compiled.stderr))
-    assert len(spills) == len(kernels) >= 3
+def test_cuda_kernels_spill_no_registers():
+    """As `pip install` compiled them; the log has every kernel once for each architecture."""
+    log = ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}" / "build.log"
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    kernels = re.findall(r"Compiling entry function '(\w+)' for '(\w+)'", text)
+    if not kernels:
+        pytest.skip("the CUDA kernels were not compiled here")
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", text)
+    assert len(spills) == len(kernels) == len(set(kernels)) >= 10
     assert set(spills) == {("0", "0")}
