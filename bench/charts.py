@@ -16,12 +16,12 @@ try:
 except ImportError as error:
     raise ValueError("plots need matplotlib: pip install 'comet-distill[report]'") from error
 
+from bench.parts import PARTS
 from bench.reading import Sweep, floor_seconds
 from bench.results import Record
 
 THEMES = ("light", "dark")
 KINDS = ("png", "svg")
-PARTS = ("teacher", "student", "head and KL", "attention", "projection", "optimizer", "other")
 _FIRST = ("comet", "torch", "torch.compile", "dense")  # whose colours are the same in every figure
 _VARIANTS = ("fused", "plain", "unfused", "cached", "cached-top")
 _FLOORS = ("products",)  # not the op itself, but a part of it

@@ -24,6 +24,7 @@ from comet.teachers import Teacher
 
 TEACHER, STUDENT, HEAD = "teacher", "student", "head and KL"
 ATTENTION, PROJECTION, OPTIMIZER, OTHER = "attention", "projection", "optimizer", "other"
+PARTS = (TEACHER, STUDENT, HEAD, ATTENTION, PROJECTION, OPTIMIZER, OTHER)
 PART_OF_OP = {"mean_attention": ATTENTION, "projected_mse": PROJECTION}
 
 

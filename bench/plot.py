@@ -36,29 +36,11 @@ def figures(found: Record) -> Iterator[tuple[str, dict[str, bytes]]]:
         for device, dtype in dict.fromkeys((one.device, one.dtype) for one in steps):
             same = [one for one in steps if (one.device, one.dtype) == (device, dtype)]
             yield f"step-growth-{device}-{dtype}-{theme}", charts.draw_growth(same, about, theme)
-        for records in by_part(found["steps"]):
+        for records in reading.side_by_side(found["steps"]):
             device, dtype = records[0]["device"], records[0]["dtype"]
             described = f"{reading.shape(records[0])}; {about}"
             name = f"step-parts-{device}-{dtype}-{theme}"
             yield name, charts.draw_parts(records, described, theme)
-
-
-def by_part(steps: Sequence[Record]) -> list[list[Record]]:
-    """For every device and dtype the sizes at which most variants were timed by part, the largest of such."""
-    timed = [one for one in steps if one.get("parts")]
-    best: dict[tuple[str, str], list[Record]] = {}
-    for records in reading.grouped(
-        timed, lambda one: (one["device"], one["dtype"], str(one["sizes"]))
-    ).values():
-        key = records[0]["device"], records[0]["dtype"]
-        if key not in best or _rank(records) > _rank(best[key]):
-            best[key] = records
-    return list(best.values())
-
-
-def _rank(records: Sequence[Record]) -> tuple[int, int]:
-    sizes = records[0]["sizes"]
-    return len(records), sizes.get("batch", 0) * sizes.get("length", 0)
 
 
 def main(argv: Sequence[str]) -> None:

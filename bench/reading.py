@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from bench.results import RESULTS, Record
 
@@ -111,7 +111,7 @@ def newest() -> list[Path]:
     return [path for _, path in by_machine.values()]
 
 
-def shape(record: Record, leave_out: str = "") -> str:
+def shape(record: Mapping[str, Any], leave_out: str = "") -> str:
     """The sizes of a record, as in "N=512 V=250002, no bias"."""
     sizes = " ".join(
         f"{name}={size}" for name, size in record["sizes"].items() if name != leave_out
@@ -156,6 +156,24 @@ def op_sweeps(records: Sequence[Record], most: int = 1) -> list[Sweep]:
 def step_sweeps(records: Sequence[Record]) -> list[Sweep]:
     """The same of whole steps, by batch, length and vocabulary."""
     return _sweeps([{**one, "op": "step"} for one in records], "op", "variant", 1)
+
+
+def side_by_side(steps: Sequence[Record]) -> list[list[Record]]:
+    """For every device and dtype the sizes at which most variants were timed by part, the largest of such."""
+    timed = [one for one in steps if one.get("parts")]
+    best: dict[tuple[str, str], list[Record]] = {}
+    for records in grouped(
+        timed, lambda one: (one["device"], one["dtype"], str(one["sizes"]))
+    ).values():
+        key = records[0]["device"], records[0]["dtype"]
+        if key not in best or _rank(records) > _rank(best[key]):
+            best[key] = records
+    return list(best.values())
+
+
+def _rank(records: Sequence[Record]) -> tuple[int, int]:
+    sizes = records[0]["sizes"]
+    return len(records), sizes.get("batch", 0) * sizes.get("length", 0)
 
 
 def _sweeps(records: Sequence[Record], what: str, who: str, most: int) -> list[Sweep]:
