@@ -99,6 +99,7 @@ class Implementation:
         same_result: whether it computes the op, and not only a part of it as a floor to compare with.
         peer: whether it is what somebody else offers for the same: another library, or torch's compiler.
         why_not: why it is left out of a case, or None.
+        compiles: whether its first call at a shape compiles, which takes time and memory of its own.
     """
 
     function: Callable[..., Tensor | tuple[Tensor, Tensor]]
@@ -106,6 +107,7 @@ class Implementation:
     same_result: bool = True
     peer: bool = False
     why_not: Callable[[Case], str | None] = _always
+    compiles: bool = False
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,11 @@ HAS_GPU = torch.cuda.is_available()
 NO_GPU = "no CUDA or ROCm device"
 CACHE_BYTES = 256 << 20
 SLOW_SECONDS = 1.0  # from here on a second warm-up would change nothing
-SECONDS, ROUNDS = 2.0, 30  # of one implementation, whichever is reached first
+SECONDS, ROUNDS = 1.5, 30  # of one implementation, whichever is reached first
 FEWEST_ROUNDS = 3  # and all that --quick takes
 RECORDS = pytest.StashKey[list[results.Record]]()
 CEILINGS = pytest.StashKey[dict[str, dict[str, float]]]()
+INPUTS = pytest.StashKey[tuple[str, Tensors]]()
 ORACLE = pytest.StashKey[tuple[str, Found]]()
 
 
@@ -77,6 +78,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         cases = _small_cases(module)
     else:
         cases = module.SWEEP if metafunc.config.getoption("sweep") else module.CASES
+    first = cases[0] if cases is module.CASES else None
     metafunc.parametrize(
         ("case", "implementation"),
         [
@@ -88,15 +90,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             )
             for case in cases
             for name, implementation in module.OP.implementations.items()
-            if _is_timed(case, name, implementation)
+            if _is_timed(case, name, implementation, first)
         ],
     )
 
 
-def _is_timed(case: Case, name: str, implementation: Implementation) -> bool:
-    """On the CPU, where minutes are few, what is no peer is timed forward and backward together only."""
-    compared = implementation.peer or name in ("comet", "torch")
-    return compared or case.device == "cuda" or case.direction == "both"
+def _is_timed(case: Case, name: str, implementation: Implementation, first: Case | None) -> bool:
+    """On the CPU, where minutes are few, plain torch and libraries alone are timed in every direction.
+
+    The others are timed forward and backward together, and what has to be compiled only in the first case of all.
+    """
+    if case.device == "cuda" or name in ("comet", "torch"):
+        return True
+    if implementation.compiles:
+        return case == first
+    return implementation.peer or case.direction == "both"
 
 
 def _small_cases(module: ModuleType) -> list[Case]:
@@ -123,7 +131,7 @@ def measure(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Meas
 
     def run(op: Op, case: Case, name: str) -> None:
         implementation = op.implementations[name]
-        tensors = op.set_up(case)
+        tensors = _inputs(config, op, case)
         try:
             prepared = implementation.prepare(tensors)
         except ValueError as reason:
@@ -220,7 +228,10 @@ def pytest_terminal_summary(
     )
     for reason, count in reasons.items():
         write(f"left out: {count} benchmark{'s' * (count > 1)}: {reason}")
-    write("left out: on the CPU, `products` and `dense` in one direction alone: for time")
+    write(
+        "left out: on the CPU, for time: `products` and `dense` in one direction alone, and torch.compile but for the "
+        "first case of each op"
+    )
     if config.getoption("quick"):
         gpu = "" if HAS_GPU else f", and the GPU ({NO_GPU})"
         write(f"left out: the sizes of interest (--quick){gpu}")
@@ -248,12 +259,21 @@ class _Preparation:
         return (call, self._device), {}
 
 
+def _inputs(config: pytest.Config, op: Op, case: Case) -> Tensors:
+    """The tensors of a case, made once for all directions and implementations."""
+    key = f"{op.name} {case.inputs}"
+    if config.stash.get(INPUTS, ("", {}))[0] != key:
+        config.stash[INPUTS], config.stash[ORACLE] = ("", {}), ("", {})
+        config.stash[INPUTS] = (key, op.set_up(dataclasses.replace(case, direction="both")))
+    tensors = config.stash[INPUTS][1]
+    return tensors if case.tracked else {name: one.detach() for name, one in tensors.items()}
+
+
 def _expected(config: pytest.Config, op: Op, case: Case) -> Found:
     """Plain torch's result, computed once for all directions and implementations of the same inputs."""
     key = f"{op.name} {case.inputs}"
     if config.stash.get(ORACLE, ("", {}))[0] != key:
-        config.stash[ORACLE] = ("", {})
-        trained = op.set_up(dataclasses.replace(case, direction="both"))
+        trained = _inputs(config, op, dataclasses.replace(case, direction="both"))
         with contextlib.suppress(torch.OutOfMemoryError):
             config.stash[ORACLE] = (key, oracle(op, trained))
     found, expected = config.stash[ORACLE]

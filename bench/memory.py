@@ -14,6 +14,8 @@ from bench.cases import Case, Direction, Implementation, Op, Tensors, differenti
 from comet.environment import resident_bytes
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
+# What every child would import: torch._dynamo by the first call of a custom op, as torch has it.
+_PRELOADED = ["torch", "torch._dynamo", "pytest", "comet_kernels", "comet_kernels.reference"]
 
 
 def extra_bytes_on_gpu(
@@ -58,7 +60,7 @@ def _quick_to_start() -> BaseContext:
     """Children of a server that has imported torch and run nothing; blocks freed go back to the system at once."""
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 16))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "pytest", "comet_kernels", "comet_kernels.reference"])
+    context.set_forkserver_preload(_PRELOADED)
     return context
 
 
@@ -68,6 +70,8 @@ def _in_child(module: str, smallest: Case, case: Case, name: str, threads: int) 
     implementation = op.implementations[name]
     differentiate(implementation.function, implementation.prepare(op.set_up(smallest)))
     tensors = implementation.prepare(op.set_up(case))
+    if implementation.compiles:
+        differentiate(implementation.function, tensors)
     before = resident_bytes("VmRSS")
     call = timed_part(case.direction, implementation.function, tensors)
     forget_peak("cpu")

@@ -9,6 +9,8 @@ it is first called.
 
 import functools
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +36,7 @@ def compiled(function: Callable[..., Any], **given: Any) -> Implementation:
     def call(**tensors: Tensor) -> Any:
         return compile_once()(**{**given, **tensors})
 
-    return Implementation(call, peer=True, why_not=_why_not_compiled)
+    return Implementation(call, peer=True, why_not=_why_not_compiled, compiles=True)
 
 
 def liger(function: Callable[..., Any], *, with_bias: bool = True) -> Implementation:
@@ -157,9 +159,11 @@ def _maps_of_heads(query_BHSD: Tensor, key_BHSD: Tensor) -> Tensor:
 
 
 def _why_not_compiled(case: Case) -> str | None:
-    if case.device == "cuda":
+    if case.device == "cuda" or any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         return None
-    return "torch.compile is compared with on a GPU only; for the CPU it takes a C++ compiler and minutes"
+    return (
+        "torch.compile needs a C++ compiler for the CPU, and there is no g++ or clang++ on the PATH"
+    )
 
 
 def _library(

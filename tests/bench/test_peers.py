@@ -41,7 +41,16 @@ def installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
 
 
-@pytest.mark.parametrize("name", ["torch.compile", "liger-chunked-jsd", "fla-fused-kl-div"])
+def test_the_compiler_of_torch_needs_one_of_c_plus_plus(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/g++" if name == "g++" else None)
+    monkeypatch.delenv("CXX", raising=False)
+    assert reason("torch.compile", Case(SIZES)) is None
+    monkeypatch.setenv("CXX", "absent")
+    assert "no g++ or clang++ on the PATH" in reason("torch.compile", Case(SIZES))
+    assert reason("torch.compile", Case(SIZES, device="cuda")) is None
+
+
+@pytest.mark.parametrize("name", ["liger-chunked-jsd", "liger-fused-jsd", "fla-fused-kl-div"])
 def test_never_on_the_cpu(installed, name):
     assert "on a GPU only" in reason(name, Case(SIZES))
 
