@@ -41,7 +41,7 @@ HAS_GPU = torch.cuda.is_available()
 NO_GPU = "no CUDA or ROCm device"
 CACHE_BYTES = 256 << 20
 SLOW_SECONDS = 1.0  # from here on a second warm-up would change nothing
-SECONDS, ROUNDS = 1.5, 30  # of one implementation, whichever is reached first
+SECONDS, ROUNDS = 1.0, 20  # of one implementation, whichever is reached first
 FEWEST_ROUNDS = 3  # and all that --quick takes
 RECORDS = pytest.StashKey[list[results.Record]]()
 CEILINGS = pytest.StashKey[dict[str, dict[str, float]]]()
@@ -78,7 +78,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         cases = _small_cases(module)
     else:
         cases = module.SWEEP if metafunc.config.getoption("sweep") else module.CASES
-    first = cases[0] if cases is module.CASES else None
+    whole, sweep = cases is module.CASES, cases is module.SWEEP
     metafunc.parametrize(
         ("case", "implementation"),
         [
@@ -90,21 +90,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             )
             for case in cases
             for name, implementation in module.OP.implementations.items()
-            if _is_timed(case, name, implementation, first)
+            if case.device == "cuda"
+            or _is_timed_on_the_cpu(name, implementation, case == cases[0], whole, sweep)
         ],
     )
 
 
-def _is_timed(case: Case, name: str, implementation: Implementation, first: Case | None) -> bool:
-    """On the CPU, where minutes are few, plain torch and libraries alone are timed in every direction.
+def _is_timed_on_the_cpu(
+    name: str, implementation: Implementation, first: bool, whole: bool, sweep: bool
+) -> bool:
+    """Minutes are few there: only plain torch and libraries are timed in every case and direction.
 
-    The others are timed forward and backward together, and what has to be compiled only in the first case of all.
+    Floors, and what costs far more, in the first case or in all of a sweep's; what has to be compiled, in the first of
+    a whole run.
     """
-    if case.device == "cuda" or name in ("comet", "torch"):
-        return True
     if implementation.compiles:
-        return case == first
-    return implementation.peer or case.direction == "both"
+        return first and whole
+    return name in ("comet", "torch") or implementation.peer or first or sweep
 
 
 def _small_cases(module: ModuleType) -> list[Case]:
@@ -229,8 +231,7 @@ def pytest_terminal_summary(
     for reason, count in reasons.items():
         write(f"left out: {count} benchmark{'s' * (count > 1)}: {reason}")
     write(
-        "left out: on the CPU, for time: `products` and `dense` in one direction alone, and torch.compile but for the "
-        "first case of each op"
+        "left out: on the CPU, for time: torch.compile, `products` and `dense` but for the first case of each op"
     )
     if config.getoption("quick"):
         gpu = "" if HAS_GPU else f", and the GPU ({NO_GPU})"

@@ -4,6 +4,7 @@ import importlib
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import cache
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -31,7 +32,7 @@ def extra_bytes_on_gpu(
 
 
 def extra_bytes_on_cpu(module: str, smallest: Case, case: Case, name: str) -> int | None:
-    """The same, in a child process; None where the system cannot reset a peak, as only Linux can.
+    """The same, in a child process, of constant inputs; None where the system cannot reset a peak, as only Linux can.
 
     Args:
         module: the benchmark module, which has the op as `OP`.
@@ -68,6 +69,7 @@ def _in_child(module: str, smallest: Case, case: Case, name: str, threads: int) 
     torch.set_num_threads(threads)
     op: Op = importlib.import_module(module).OP
     implementation = op.implementations[name]
+    smallest, case = replace(smallest, constant=True), replace(case, constant=True)
     differentiate(implementation.function, implementation.prepare(op.set_up(smallest)))
     tensors = implementation.prepare(op.set_up(case))
     if implementation.compiles:

@@ -364,8 +364,7 @@ def main(argv: Sequence[str]) -> None:
     given = parser.parse_args(argv)
     if given.tokens < 1:
         raise ValueError(f"--tokens: got {given.tokens}, expected 1 or more")
-    paths = [reading.find(name) for name in given.files] or reading.newest()
-    results = [(path, reading.read(path)) for path in paths]
+    results = reading.given(given.files)
     if given.write is None:
         tables = tables_of(results, given.tokens, PAGE)
         print("\n\n".join("\n".join(lines) for lines in tables.values()))
@@ -376,7 +375,7 @@ def main(argv: Sequence[str]) -> None:
     }
     for page, text in texts.items():
         page.write_text(text, encoding="utf-8")
-        print(f"wrote {page} from {', '.join(path.name for path in paths)}")
+        print(f"wrote {page} from {', '.join(path.name for path, _ in results)}")
 
 
 if __name__ == "__main__":

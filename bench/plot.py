@@ -53,26 +53,23 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("files", nargs="*", metavar="FILE", help="results, or a commit")
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"folder ({OUTPUT})")
     given = parser.parse_args(argv)
-    paths = [reading.find(name) for name in given.files] or reading.newest()
-    results = [reading.read(path) for path in paths]
-    machines = [slug(found["machine"]) for found in results]
-    for path, machine in zip(paths, machines, strict=True):
-        if machines.count(machine) > 1:
-            raise ValueError(f"{path}: there is another file of {machine}; give one of a machine")
-    written = 0
-    for path, machine, found in zip(paths, machines, results, strict=True):
-        before = written
+    results = reading.given(given.files)
+    drawn: dict[str, Path] = {}
+    for path, found in results:
         for name, files in figures(found):
+            stem = f"{slug(found['machine'])}-{name}"
+            if stem in drawn:
+                raise ValueError(f"{path}: {drawn[stem]} has the same of this machine; give one")
+            drawn[stem] = path
             given.output.mkdir(parents=True, exist_ok=True)
             for kind, content in files.items():
-                (given.output / f"{machine}-{name}.{kind}").write_bytes(content)
-                written += 1
-        if written == before:
-            raise ValueError(
-                f"{path}: nothing to draw: no size of an op was varied (pytest bench/ --sweep --save), and no step "
-                "timed by part (python -m bench.bench_step --save)"
-            )
-    print(f"{written} files in {given.output}")
+                (given.output / f"{stem}.{kind}").write_bytes(content)
+    if not drawn:
+        raise ValueError(
+            f"{', '.join(path.name for path, _ in results)}: nothing to draw: no size of an op was varied "
+            "(pytest bench/ --sweep --save), and no step timed by part (python -m bench.bench_step --save)"
+        )
+    print(f"{len(drawn)} figures in {given.output}")
 
 
 if __name__ == "__main__":

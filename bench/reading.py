@@ -94,21 +94,37 @@ def find(name: str) -> Path:
     raise ValueError(f"{name}: {kind} of that name or commit in {RESULTS}; there is {known}")
 
 
-def newest() -> list[Path]:
-    """The last file of every machine in `bench/results`.
+def newest() -> list[tuple[Path, Record]]:
+    """The last results of every machine in `bench/results`: where ops and steps were saved last, if not together.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are none.
     """
-    by_machine: dict[str, tuple[str, Path]] = {}
-    for path in sorted(RESULTS.glob("*.json")):
-        found = read(path)
-        last = by_machine.get(found["machine"])
-        if last is None or last[0] < found["time"]:
-            by_machine[found["machine"]] = found["time"], path
-    if not by_machine:
+    files = {path: read(path) for path in sorted(RESULTS.glob("*.json"))}
+    last: dict[tuple[str, str], Path] = {}
+    for path, found in sorted(files.items(), key=lambda one: str(one[1]["time"])):
+        for section in _NEEDED:
+            if found[section]:
+                last[found["machine"], section] = path
+    if not last:
         raise ValueError(f"no results in {RESULTS}; pytest bench/ --save writes them")
-    return [path for _, path in by_machine.values()]
+    return [
+        (
+            path,
+            {**found, **{one: [] for one in _NEEDED if last.get((found["machine"], one)) != path}},
+        )
+        for path, found in files.items()
+        if path in last.values()
+    ]
+
+
+def given(names: Sequence[str]) -> list[tuple[Path, Record]]:
+    """Results by name, else the newest.
+
+    Raises:
+        ValueError: as by `find`, `read` and `newest`.
+    """
+    return [(path, read(path)) for path in map(find, names)] or newest()
 
 
 def shape(record: Mapping[str, Any], leave_out: str = "") -> str:

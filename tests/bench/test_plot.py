@@ -95,8 +95,11 @@ def test_nothing_to_draw_and_two_files_of_a_machine_are_said(made_up, tmp_path):
     path = made_up.saved(tmp_path, ops=[made_up.op()])
     with pytest.raises(ValueError, match="nothing to draw"):
         plot.main([str(path), "--output", str(tmp_path / "none")])
-    with pytest.raises(ValueError, match="another file of a-processor"):
-        plot.main([str(path), str(path)])
+    path = made_up.saved(
+        tmp_path, ops=[made_up.op(sizes={"N": n, "V": 250_002}) for n in (64, 512)]
+    )
+    with pytest.raises(ValueError, match="has the same of this machine"):
+        plot.main([str(path), str(path), "--output", str(tmp_path / "twice")])
 
 
 def test_a_commit_finds_its_file(made_up, tmp_path, monkeypatch):
@@ -106,7 +109,11 @@ def test_a_commit_finds_its_file(made_up, tmp_path, monkeypatch):
     first = made_up.saved(tmp_path, "a-processor-abc123", ops=[made_up.op()])
     later = made_up.saved(tmp_path, "a-processor-abd456", ops=[made_up.op()], time="2027")
     assert reading.find("abc") == first
-    assert reading.newest() == [later]
+    (found,) = reading.newest()
+    assert found == (later, reading.read(later))
+    steps = made_up.saved(tmp_path, "a-processor-abe789", steps=[made_up.step()], time="2028")
+    both = {path: (len(found["ops"]), len(found["steps"])) for path, found in reading.newest()}
+    assert both == {later: (1, 0), steps: (0, 1)}, "each section of the last file that has it"
     for name, said in (("ab", "several files"), ("fff", "no file of"), (str(tmp_path), "expected")):
         with pytest.raises(ValueError, match=said):
             reading.find(name)
