@@ -52,7 +52,9 @@ ORACLE = pytest.StashKey[tuple[str, Found]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("comet")
     group.addoption("--quick", action="store_true", help="small sizes, to see that all runs")
-    group.addoption("--sweep", action="store_true", help="more sizes of each op instead, for plots")
+    group.addoption(
+        "--sweep", action="store_true", help="other sizes of each op instead, for plots"
+    )
     group.addoption(
         "--save", action="store_true", help="write bench/results/<machine>-<commit>.json"
     )
@@ -74,11 +76,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not {"case", "implementation"} <= set(metafunc.fixturenames):
         return
     module = metafunc.module
-    if metafunc.config.getoption("quick"):
+    quick, sweep = (metafunc.config.getoption(option) for option in ("quick", "sweep"))
+    if quick:
         cases = _small_cases(module)
+    elif sweep:  # a run that is saved puts no record of its own beside those of another
+        cases = [case for case in module.SWEEP if case not in module.CASES]
     else:
-        cases = module.SWEEP if metafunc.config.getoption("sweep") else module.CASES
-    whole, sweep = cases is module.CASES, cases is module.SWEEP
+        cases = module.CASES
     metafunc.parametrize(
         ("case", "implementation"),
         [
@@ -91,13 +95,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for case in cases
             for name, implementation in module.OP.implementations.items()
             if case.device == "cuda"
-            or _is_timed_on_the_cpu(name, implementation, case == cases[0], whole, sweep)
+            or _is_timed_on_the_cpu(name, implementation, case == cases[0], quick, sweep)
         ],
     )
 
 
 def _is_timed_on_the_cpu(
-    name: str, implementation: Implementation, first: bool, whole: bool, sweep: bool
+    name: str, implementation: Implementation, first: bool, quick: bool, sweep: bool
 ) -> bool:
     """Minutes are few there: only plain torch and libraries are timed in every case and direction.
 
@@ -105,7 +109,7 @@ def _is_timed_on_the_cpu(
     a whole run.
     """
     if implementation.compiles:
-        return first and whole
+        return first and not (quick or sweep)
     return name in ("comet", "torch") or implementation.peer or first or sweep
 
 

@@ -41,7 +41,7 @@ TOKENS = 100_000 * 32 * 128  # of the recipe `paper`: steps, sequences, tokens o
 GPUS = 8
 LINK_BYTES_PER_SECOND = 450e9  # one direction of an H200's NVLink, by its data sheet
 END = "<!-- end -->"
-MODULES = (
+MODULES: tuple[Any, ...] = (
     bench_softened_kl,
     bench_linear_softened_kl,
     bench_mean_attention,
@@ -259,13 +259,15 @@ def _start(name: str) -> str:
 
 
 def _of_interest(ops: Sequence[Record]) -> list[Record]:
-    """Those of the sizes that `pytest bench/` measures; a sweep adds others, for plots."""
-    cases = {
+    """Those of the sizes that `pytest bench/` measures, in order; a sweep adds others, for plots."""
+    cases = [
         _case({**asdict(case), "op": module.OP.name, "dtype": case.dtype_name})
         for module in MODULES
         for case in module.CASES
-    }
-    return [one for one in ops if _case(one) in cases]
+    ]
+    return sorted(
+        (one for one in ops if _case(one) in cases), key=lambda one: cases.index(_case(one))
+    )
 
 
 def _case(record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -327,7 +329,7 @@ def _time(seconds: float) -> str:
 
 def _link(path: Path, page: Path) -> str:
     target = Path(os.path.relpath(path.resolve(), page.resolve().parent)).as_posix()
-    return f"[{path.stem}]({target})"
+    return f"[{path.stem.rpartition('-')[2]}]({target})"
 
 
 def _without_gpu(results: Sequence[Found], section: str, columns: int) -> Iterator[str]:

@@ -18,6 +18,7 @@ _NEEDED = {
         *("tokens_per_second", "peak_bytes"),
     ),
 }
+FEWEST_SIZES = 3  # that make a line
 _HEAD = ("machine", "commit", "time", "versions", "hardware")
 Key = TypeVar("Key")
 
@@ -159,7 +160,7 @@ def floor_seconds(record: Record, ceilings: Mapping[str, Mapping[str, float]]) -
 
 
 def op_sweeps(records: Sequence[Record], most: int = 1) -> list[Sweep]:
-    """For every op and letter the records, forward and backward, that differ in that letter only.
+    """For every op and letter the records, forward and backward, that differ in that letter only, of three sizes or more.
 
     Args:
         records: of the section `ops`.
@@ -202,7 +203,7 @@ def _sweeps(records: Sequence[Record], what: str, who: str, most: int) -> list[S
             families = [
                 (fixed, family)
                 for fixed, family in alike.items()
-                if len({one["sizes"][size] for one in family}) > 1
+                if len({one["sizes"][size] for one in family}) >= FEWEST_SIZES
             ]
             families.sort(key=lambda one: -len({record["sizes"][size] for record in one[1]}))
             for fixed, family in families[:most]:

@@ -96,7 +96,7 @@ def test_nothing_to_draw_and_two_files_of_a_machine_are_said(made_up, tmp_path):
     with pytest.raises(ValueError, match="nothing to draw"):
         plot.main([str(path), "--output", str(tmp_path / "none")])
     path = made_up.saved(
-        tmp_path, ops=[made_up.op(sizes={"N": n, "V": 250_002}) for n in (64, 512)]
+        tmp_path, ops=[made_up.op(sizes={"N": n, "V": 250_002}) for n in (64, 128, 512)]
     )
     with pytest.raises(ValueError, match="has the same of this machine"):
         plot.main([str(path), str(path), "--output", str(tmp_path / "twice")])
