@@ -160,7 +160,7 @@ def floor_seconds(record: Record, ceilings: Mapping[str, Mapping[str, float]]) -
 
 
 def op_sweeps(records: Sequence[Record], most: int = 1) -> list[Sweep]:
-    """For every op and letter the records, forward and backward, that differ in that letter only, of three sizes or more.
+    """For every op and letter the records, forward and backward, that differ in that letter only, if of three sizes.
 
     Args:
         records: of the section `ops`.
