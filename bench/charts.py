@@ -90,7 +90,8 @@ def draw_growth(sweeps: Sequence[Sweep], about: str, theme: str) -> dict[str, by
                 )
             ):
                 _lines(rows[row][column], sweep, value, _VARIANTS)
-                _by_size(rows[row][column], sweep, f"{title}, by {sweep.size}")
+                _by_size(rows[row][column], sweep, title)
+                rows[row][column].set_xlabel(_with_the_others(sweep))
         _legend(figure, [axes for row in rows for axes in row])
         return _files(figure, f"the whole step, {sweeps[0].dtype}", about)
 
@@ -142,7 +143,6 @@ def draw_parts(records: Sequence[Record], about: str, theme: str) -> dict[str, b
         axes.set_xlim(0, 1.22 * longest)
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")
-        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
         axes.set_title("seconds of each part, forward and backward", loc="left")
         _legend(figure, [axes])
         return _files(figure, f"the whole step, {records[0]['dtype']}", about)
@@ -232,6 +232,13 @@ def _by_size(axes: Axes, sweep: Sweep, title: str) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(_size))
     axes.set_title(title, loc="left")
     axes.set_xlabel(sweep.size)
+
+
+def _with_the_others(sweep: Sweep) -> str:
+    """The size that was varied, and what the others of a step were."""
+    sizes = next(iter(sweep.lines.values()))[0]["sizes"]
+    others = (name for name in ("batch", "length", "vocabulary") if name != sweep.size)
+    return f"{sweep.size}   ({', '.join(f'{name} {_size(sizes[name])}' for name in others)})"
 
 
 def _apart(sizes: Sequence[int]) -> list[int]:

@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import re
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -130,19 +129,20 @@ def _identity(section: str, record: Record) -> str:
 def _seconds_of_copy(count: int, device: str) -> float:
     source = torch.ones(count, device=device)
     target = torch.empty_like(source)
-    return _median_seconds(lambda: target.copy_(source), device)
+    return _least_seconds(lambda: target.copy_(source), device)
 
 
 def _seconds_of_product(size: int, dtype: torch.dtype, device: str) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return _median_seconds(lambda: a @ b, device)
+    return _least_seconds(lambda: a @ b, device)
 
 
-def _median_seconds(call: Callable[[], Tensor], device: str) -> float:
+def _least_seconds(call: Callable[[], Tensor], device: str) -> float:
+    """Of many calls, since what else runs on the machine can only make one longer."""
     seconds = []
-    for _ in range(7):
+    for _ in range(20):
         start = time.perf_counter()
         call()
         synchronize(device)
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[2:])
+    return min(seconds)
