@@ -39,7 +39,9 @@ def figures(found: Record) -> Iterator[tuple[str, dict[str, bytes]]]:
         for records in reading.side_by_side(found["steps"]):
             device, dtype = records[0]["device"], records[0]["dtype"]
             sizes = records[0]["sizes"]
-            shape = f"{sizes['batch']} × {sizes['length']} tokens, vocabulary {sizes['vocabulary']:,}"
+            shape = (
+                f"{sizes['batch']} × {sizes['length']} tokens, vocabulary {sizes['vocabulary']:,}"
+            )
             described = f"{shape}; {about}"
             name = f"step-parts-{device}-{dtype}-{theme}"
             yield name, charts.draw_parts(records, described, theme)
