@@ -43,7 +43,7 @@ def test_every_figure_in_both_kinds_and_themes(made_up, swept, tmp_path):
     steps = [
         made_up.step(variant, seconds * batch, parts, {"batch": batch})
         for variant, seconds in (("plain", 2.0), ("fused", 1.0))
-        for batch in (2, 4)
+        for batch in (1, 2, 4)
     ]
     path = made_up.saved(tmp_path, ops=swept, steps=steps)
     plot.main([str(path), "--output", str(tmp_path / "figures")])
