@@ -234,15 +234,23 @@ def pytest_terminal_summary(
     )
     for reason, count in reasons.items():
         write(f"left out: {count} benchmark{'s' * (count > 1)}: {reason}")
-    write(
-        "left out: on the CPU, for time: torch.compile, `products` and `dense` but for the first case of each op"
-    )
+    write(f"left out: on the CPU, for time: {_left_out_on_the_cpu(config)}")
     if config.getoption("quick"):
         gpu = "" if HAS_GPU else f", and the GPU ({NO_GPU})"
         write(f"left out: the sizes of interest (--quick){gpu}")
     elif not config.getoption("sweep"):
         write("left out: more sizes of each op, for plots; run `pytest bench/ --sweep`")
     write("left out: the whole step at the paper's shapes; run `python -m bench.bench_step`")
+
+
+def _left_out_on_the_cpu(config: pytest.Config) -> str:
+    """What `_is_timed_on_the_cpu` refuses."""
+    if config.getoption("sweep"):
+        return "torch.compile; and the sizes that `pytest bench/` has"
+    first = "but for the first case of each op"
+    if config.getoption("quick"):
+        return f"torch.compile; `products` and `dense` {first}"
+    return f"torch.compile, `products` and `dense` {first}"
 
 
 class _Preparation:

@@ -16,6 +16,7 @@ What has not been measured is said to be missing.
 """
 
 import argparse
+import importlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,14 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import (
-    bench_attention_mse,
-    bench_factorized_projection,
-    bench_linear_softened_kl,
-    bench_mean_attention,
-    bench_softened_kl,
-    reading,
-)
+from bench import kernel_times, reading
 from bench.parts import PARTS
 from bench.results import Record
 from comet.configuration import run_command
@@ -41,13 +35,6 @@ TOKENS = 100_000 * 32 * 128  # of the recipe `paper`: steps, sequences, tokens o
 GPUS = 8
 LINK_BYTES_PER_SECOND = 450e9  # one direction of an H200's NVLink, by its data sheet
 END = "<!-- end -->"
-MODULES: tuple[Any, ...] = (
-    bench_softened_kl,
-    bench_linear_softened_kl,
-    bench_mean_attention,
-    bench_attention_mse,
-    bench_factorized_projection,
-)
 Found = tuple[Path, Record]
 
 
@@ -262,7 +249,7 @@ def _of_interest(ops: Sequence[Record]) -> list[Record]:
     """Those of the sizes that `pytest bench/` measures, in order; a sweep adds others, for plots."""
     cases = [
         _case({**asdict(case), "op": module.OP.name, "dtype": case.dtype_name})
-        for module in MODULES
+        for module in map(importlib.import_module, kernel_times.modules().values())
         for case in module.CASES
     ]
     return sorted(

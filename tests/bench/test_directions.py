@@ -1,10 +1,12 @@
 """What of an op is timed in each direction."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from bench import bench_softened_kl, memory
-from bench.cases import Case, in_every_direction, timed_part
+from bench import bench_linear_softened_kl, bench_softened_kl, conftest, memory
+from bench.cases import Case, in_every_direction, random, timed_part
 
 PASSES: list[str] = []
 
@@ -64,3 +66,43 @@ def test_extra_memory_of_backward_counts_what_forward_kept():
     extra = memory.extra_bytes_on_cpu(module, bench_softened_kl.QUICK, case, "torch")
     logits = 4 * 64 * 50_021
     assert extra is None or 2.5 * logits < extra, "gradient, and two log-softmaxes at the least"
+
+
+def test_constant_inputs_are_of_one_number_and_still_trained():
+    case = Case({"N": 3}, constant=True)
+    found = random(case, 3, 4, scale=0.5, grad=True)
+    assert found.requires_grad
+    assert found.unique().tolist() == [0.5]
+    assert random(Case({"N": 3}), 3, 4).unique().numel() == 12
+
+
+def test_what_the_cpu_has_no_minutes_for():
+    def timed(first, quick=False, sweep=False):
+        implementations = bench_linear_softened_kl.OP.implementations
+        return {
+            name
+            for name, one in implementations.items()
+            if conftest._is_timed_on_the_cpu(name, one, first, quick, sweep)
+        } & {"comet", "torch", "torch.compile", "products"}
+
+    assert timed(first=True) == {"comet", "torch", "torch.compile", "products"}
+    assert timed(first=False) == {"comet", "torch"}
+    assert timed(first=True, quick=True) == {"comet", "torch", "products"}
+    assert timed(first=False, sweep=True) == {"comet", "torch", "products"}
+
+
+def test_inputs_are_made_once_for_every_direction_of_a_case(pytestconfig):
+    made = []
+
+    def set_up(case):
+        made.append(case)
+        return {"x": torch.ones(3, requires_grad=case.tracked)}
+
+    op = replace(bench_softened_kl.OP, name="noted", set_up=set_up)
+    both, without = (Case({"N": 3}, direction=one) for one in ("both", "no-grad"))
+    first = conftest._inputs(pytestconfig, op, without)["x"]
+    second = conftest._inputs(pytestconfig, op, both)["x"]
+    assert (first.requires_grad, second.requires_grad) == (False, True)
+    assert first.data_ptr() == second.data_ptr()
+    conftest._inputs(pytestconfig, op, Case({"N": 4}))
+    assert [case.sizes["N"] for case in made] == [3, 4]

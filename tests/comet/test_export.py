@@ -256,6 +256,7 @@ def test_where_labels_change_the_products_that_suffer_most_stay_in_float32(
 ):
     usual = report_of(exported(name))["quantized"]
     assert not usual["spared"]
+    assert "stay in float32" not in description(report_of(exported(name)))
     answers = iter([False, True])
     of = Parity.of
     monkeypatch.setattr(Parity, "of", lambda *asked: of(*asked) | {"same": next(answers)})
