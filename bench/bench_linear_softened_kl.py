@@ -101,7 +101,7 @@ CASES = [
         Case({"N": 4096, **WIDTHS, "V": 250_002}, torch.bfloat16, "cuda"),
         Case({"N": 4096, **WIDTHS, "V": 250_002}, torch.bfloat16, "cuda", without="bias"),
     ),
-    Case({"N": 512, **WIDTHS, "V": 250_002}),
+    Case({"N": 256, **WIDTHS, "V": 250_002}),
 ]
 SWEEP = [
     *(Case({"N": n, **WIDTHS, "V": 250_002}) for n in (64, 128, 256, 512)),
