@@ -191,9 +191,9 @@ def comet_step(
 
 def online_teacher(shapes: Shapes, ops: ModuleType) -> OnlineTeacher:
     """The teacher as a run holds it."""
-    model = random_model(shapes.teacher, "sdpa", shapes.device)
-    round_weights(model, shapes.precision, torch.device(shapes.device))
-    return OnlineTeacher(TappedEncoder(model), ops)
+    encoder = TappedEncoder(random_model(shapes.teacher, "sdpa", shapes.device))
+    round_weights(encoder, shapes.precision, torch.device(shapes.device))
+    return OnlineTeacher(encoder, ops)
 
 
 def make_distiller(

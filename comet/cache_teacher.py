@@ -112,8 +112,8 @@ def _load_encoder(
             f"corpus.max_length: got {recipe.corpus.max_length}, but the teacher has positions for "
             f"{positions} tokens; lower it to {positions} or less"
         )
-    round_weights(model, recipe.optimisation.precision, device)
     encoder = TappedEncoder(model, recipe.teacher.attention_layer)
+    round_weights(encoder, recipe.optimisation.precision, device)
     if recipe.optimisation.compile:
         encoder.compile(dynamic=True)
     return encoder

@@ -12,25 +12,26 @@ import functools
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import PreTrainedModel
 
+from comet.tap import TappedEncoder
 from comet_kernels.ops import launch
 from comet_kernels.ops.softened_kl.linear_pieces import cpu_multiplies_bfloat16
 
 
-def round_weights(model: PreTrainedModel, precision: str, device: torch.device) -> None:
-    """Keep the weights of a model's linear layers in the precision of products; nothing changes for float32.
+def round_weights(encoder: TappedEncoder, precision: str, device: torch.device) -> None:
+    """Keep the weights of an encoder's linear layers in the precision of products; nothing changes for float32.
 
     Args:
-        model: never trained again; in float32.
+        encoder: never trained again; in float32. From here on it runs under autocast only.
         precision: `float32`, `bfloat16` or `float16`.
         device: where it is to run.
     """
     if precision == "float32":
         return
     emulated = device.type == "cpu" and not cpu_multiplies_bfloat16()
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
+    head = encoder.model.get_output_embeddings()
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear) and module is not head:
             rounded = module.weight.detach().to(getattr(torch, precision))
             module.weight = nn.Parameter(rounded, requires_grad=False)
             if emulated:

@@ -81,11 +81,11 @@ def online_sources(
     model = load_masked_lm(name, revision=revision)
     tokenizer = load_tokenizer(name, revision=revision)
     require_embedded(tokenizer, model, flag="--teacher")
-    round_weights(model, recipe.optimisation.precision, accelerator.device)
     masking = Masking(
         tokenizer, recipe.corpus.mask_probability, recipe.objective.kd_tokens, recipe.run.seed
     )
     encoder = TappedEncoder(model, recipe.teacher.attention_layer)
+    round_weights(encoder, recipe.optimisation.precision, accelerator.device)
     if recipe.optimisation.compile:
         encoder.compile(dynamic=True)
     covered = {

@@ -15,7 +15,7 @@ from tiny import TINY_RUN, TINY_STUDENT
 from transformers import AutoModelForMaskedLM
 
 import comet_kernels
-from comet import cache_files, distill, sources
+from comet import cache_files, distill, frozen, sources
 from comet.cache_teacher import main
 from comet.configuration import build, parse_command
 from comet.recipe import DistillRecipe
@@ -222,7 +222,11 @@ def test_a_cache_of_logits_has_one_temperature(every_logit, arguments):
         read(every_logit, [*arguments, "--objective.temperature", "3"])
 
 
-def test_precision_of_the_teacher_follows_the_recipe(arguments, hidden, tmp_path):
+@pytest.mark.parametrize("instructions", [True, False])
+def test_precision_of_the_teacher_follows_the_recipe(
+    arguments, hidden, tmp_path, monkeypatch, instructions
+):
+    monkeypatch.setattr(frozen, "cpu_multiplies_bfloat16", lambda: instructions)
     folder = tmp_path / "half"
     half = [*arguments, "--optimisation.precision", "bfloat16"]
     main([*half, "--batches", str(BATCHES), "--output", str(folder)])

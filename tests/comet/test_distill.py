@@ -11,9 +11,11 @@ from tiny import TINY_RUN, TINY_STUDENT, tiny_model
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from comet import distill as distill_module
+from comet import frozen
 from comet.distill import main
 from comet.objective import Distiller
 from comet.sources import mixture
+from comet_kernels.ops.softened_kl import linear_pieces
 
 
 @pytest.fixture
@@ -115,12 +117,24 @@ def test_unfused_gives_the_same_losses(finished, tmp_path, command):
         assert line["loss"] == pytest.approx(fused_line["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "options", [["--optimisation.precision", "bfloat16"], ["--objective.kd_tokens", "masked"]]
-)
-def test_options_of_precision_and_tokens_train(tmp_path, command, options):
-    folder = tmp_path / "run"
-    main([*command, *options, "--fused", "--steps", "4", "--output", str(folder)])
+@pytest.mark.parametrize("instructions", [True, False])
+def test_bfloat16_trains_with_and_without_instructions_for_it(
+    tmp_path, command, monkeypatch, instructions
+):
+    for module in (frozen, linear_pieces):
+        monkeypatch.setattr(module, "cpu_multiplies_bfloat16", lambda: instructions)
+    options = ["--optimisation.precision", "bfloat16", "--fused", "--steps", "4"]
+    trains(tmp_path / "run", command, options)
+
+
+def test_masked_tokens_alone_train(tmp_path, command):
+    trains(
+        tmp_path / "run", command, ["--objective.kd_tokens", "masked", "--fused", "--steps", "4"]
+    )
+
+
+def trains(folder, command, options):
+    main([*command, *options, "--output", str(folder)])
     student = AutoModelForMaskedLM.from_pretrained(folder / "student")
     assert all(value.isfinite().all() for value in student.parameters())
     assert student.dtype == torch.float32
