@@ -1,9 +1,14 @@
 """The command line of the whole step: what a sweep visits, what it leaves out, what it prints."""
 
+from dataclasses import replace
+
 import pytest
 
 from bench import bench_step
-from bench.bench_step import by_part, growth, parse, run_all, sweep_of, why_not
+from bench.bench_step import by_part, growth, parse, run, run_all, sweep_of, why_not
+from bench.steps import TINY, VARIANTS
+from comet import frozen
+from comet_kernels.ops.softened_kl import linear_pieces
 
 
 def record(variant, seconds, **sizes):
@@ -35,6 +40,15 @@ def test_a_projection_that_cannot_fit_is_not_tried(monkeypatch):
     assert [one["variant"] for one in records] == ["fused"]
     assert left_out[0].startswith("plain at 1024 tokens: its dense projection takes 16,384 GiB")
     assert why_not("plain", parse(["--length", "32", "--device", "cpu"])) is None
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_as_on_a_device_with_instructions_for_it(variant, monkeypatch):
+    for module in (frozen, linear_pieces):
+        monkeypatch.setattr(module, "cpu_multiplies_bfloat16", lambda: True)
+    found = run(variant, replace(TINY, precision="bfloat16"), steps=1)
+    assert found["dtype"] == "bfloat16"
+    assert found["median_seconds"] > 0
 
 
 def test_a_child_that_fails_is_left_out_by_name(monkeypatch):
