@@ -27,6 +27,8 @@ CURRICULUM = (
     10 / 240
 )  # share of the steps after which a learnt temperature's gradient has its full strength
 
+FAR = 8.0  # logits that differ by more, over T, are not near each other: nothing cancels
+
 
 class Temperature(nn.Module):
     """The temperature that a recipe asks for; trained if it is learnt, without parameters otherwise.
@@ -164,11 +166,13 @@ def temperature_slope(
 ) -> Tensor:
     """∂( T² · KL(p ‖ q) ) / ∂T of every token `[N]`, where p = softmax(t / T) and q = softmax(s / T).
 
-        2 T · KL − T · [ Σ_v p_v log p_v · (l_v − KL) + Σ_v (q_v − p_v) log q_v ]
+        2 T · KL − T · Σ_v [ (c_v − p_v e_v) a_v + c_v e_v ]
 
-    with l = log p − log q and KL = Σ_v p_v l_v, from ∂KL/∂(t/T)_v = p_v (l_v − KL), ∂KL/∂(s/T)_v = q_v − p_v and
-    ∂(t/T)/∂T = −t/T². Both sums stay the same if log p and log q replace t/T and s/T, from which they differ by numbers
-    that do not depend on v.
+    with a = t/T and b = s/T, each less its mean under p, e = b − a and c = q − p: from ∂KL/∂(t/T)_v = −p_v e_v,
+    ∂KL/∂(s/T)_v = c_v and ∂(t/T)/∂T = −t/T², where numbers that do not depend on v change nothing.
+
+    Where the two are near, KL and the sum are of second order in e and their difference is of third. So nothing larger
+    may be rounded: KL is log(1 + Σ_v p_v (exp(e_v) − 1 − e_v)), and c_v is p_v (exp(e_v − KL) − 1).
 
     Args:
         student: s.
@@ -176,11 +180,20 @@ def temperature_slope(
         temperature: T, a scalar.
     """
     found = [student.hidden.new_zeros(0, dtype=torch.float32)]
-    for piece in teacher.pieces(copies=8):
-        log_p = (teacher.at(piece).multiplied() / temperature).log_softmax(-1)
-        log_q = (student.at(piece).multiplied() / temperature).log_softmax(-1)
-        p, ratio = log_p.exp(), log_p - log_q
-        kl = (p * ratio).sum(-1, keepdim=True)
-        moved = (p * log_p * (ratio - kl)).sum(-1) + ((log_q.exp() - p) * log_q).sum(-1)
+    for piece in teacher.pieces(copies=10):
+        a = teacher.at(piece).multiplied() / temperature
+        b = student.at(piece).multiplied() / temperature
+        p, q = a.softmax(-1), b.softmax(-1)
+        a -= (p * a).sum(-1, keepdim=True)
+        b -= (p * b).sum(-1, keepdim=True)
+        e = b - a
+        second_order = p * (e.expm1() - e)
+        kl = torch.where(
+            e.abs().amax(-1, keepdim=True) < FAR,
+            second_order.sum(-1, keepdim=True).log1p(),
+            b.logsumexp(-1, keepdim=True) - a.logsumexp(-1, keepdim=True),
+        )
+        c = torch.where(e.abs() < 1, p * (e - kl).expm1(), q - p)
+        moved = ((c - p * e) * a + c * e).sum(-1)
         found.append(2 * temperature * kl[:, 0] - temperature * moved)
     return torch.cat(found)

@@ -256,13 +256,18 @@ def _logits(
     """What a model says of each sequence alone: logits, or hidden states where it has no head.
 
     Where those are of the vocabulary, only `entries` of it are asked for, if given. The others are not even computed:
-    of a large one all would not fit, and BLAS may sum a product with more columns in another order.
+    of a large one all would not fit, and BLAS may sum a product with more columns in another order. So it may where
+    weights lie at other distances from a multiple of 64 bytes, as in files mapped to memory: products are of copies.
     """
     model = load_as_saved(folder)
+    embeddings = model.get_input_embeddings().weight
+    for value in model.parameters():
+        if value is not embeddings:
+            value.data = value.data.clone()
     head = model.get_output_embeddings()
-    if head is not None and entries is not None:
-        weight = head.weight[entries]
-        bias = None if head.bias is None else head.bias[entries]
+    if head is not None:
+        weight = head.weight.clone() if entries is None else head.weight[entries]
+        bias = head.bias if head.bias is None or entries is None else head.bias[entries]
         head.forward = lambda hidden: functional.linear(hidden, weight, bias)
     return [model(input_ids=ids[None])[0] for ids in sequences]
 

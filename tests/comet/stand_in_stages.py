@@ -24,10 +24,10 @@ def main(program: str, arguments: list[str]) -> None:
     flags = dict(itertools.pairwise(arguments))
     folder = Path(flags.get("--output") or flags["--run"])
     resumed = "--resume" in arguments
-    with open(ORDERS["log"], "a") as log:
-        log.write(f"{program} {'resumed ' if resumed else ''}{folder.parent.name}/{folder.name}\n")
     if program != "comet.evaluate":
         begin(folder, flags)
+    with open(ORDERS["log"], "a") as log:  # from here on it may be killed
+        log.write(f"{program} {'resumed ' if resumed else ''}{folder.parent.name}/{folder.name}\n")
     if any(part in str(folder) for part in ORDERS.get("slow", [])):
         print("step 1: slow", flush=True)
         time.sleep(ORDERS["seconds"])

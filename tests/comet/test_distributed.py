@@ -35,7 +35,7 @@ def require_close(run, expected):
     ours, theirs = (load_file(one / "student/model.safetensors") for one in (run, expected))
     for name, value in theirs.items():
         if name.endswith("key.bias"):  # its gradient is 0 but for rounding, which AdamW enlarges
-            assert (ours[name] - value).abs().max() <= 1e-5
+            assert (ours[name] - value).abs().max() <= 1e-4
         else:
             assert (ours[name] - value).norm() <= 1e-5 * value.norm(), name
 

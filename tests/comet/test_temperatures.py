@@ -80,10 +80,14 @@ def test_learnt_starts_halfway_and_stays_between():
         torch.testing.assert_close(temperature.learnt().detach(), torch.tensor(expected))
 
 
-def test_the_slope_is_the_derivative_that_autograd_finds():
+@pytest.mark.parametrize(("apart", "limit"), [(0.01, 1e-4), (0.1, 1e-5), (1.0, 1e-5), (30.0, 1e-5)])
+def test_the_slope_is_the_derivative_that_autograd_finds(apart, limit):
+    """Of logits as near as those of a student that has learnt, too, where the terms all but cancel."""
     torch.manual_seed(3)
+    hidden, weight, bias = torch.randn(7, 5), torch.randn(50, 5) * 2, torch.randn(50)
     sides = [
-        FactoredLogits(torch.randn(7, 5), torch.randn(50, 5) * 2, torch.randn(50)) for _ in range(2)
+        FactoredLogits(hidden, weight + apart * torch.randn(50, 5), bias + apart * torch.randn(50))
+        for _ in range(2)
     ]
     student, teacher = (
         torch.nn.functional.linear(*(part.double() for part in side)) for side in sides
@@ -93,7 +97,7 @@ def test_the_slope_is_the_derivative_that_autograd_finds():
     expected = temperature.grad.flatten()
     found = temperature_slope(*sides, torch.tensor(1.7))
     assert found.dtype == torch.float32
-    assert relative_rms(found, expected) <= 1e-5
+    assert relative_rms(found, expected) <= limit
 
 
 def test_slopes_in_pieces_are_the_same(monkeypatch):
@@ -133,7 +137,8 @@ def test_the_sample_is_right_on_average_over_steps(monkeypatch):
     each = [gradient_of_raw(recipe, batch, (step, 100))[1] for step in range(20, 36)]
     monkeypatch.setattr(temperatures, "SAMPLED_COLUMNS", 1)
     whole = gradient_of_raw(recipe, batch, (20, 100))[1]
-    assert relative_rms(torch.stack(each).mean(), whole) <= 1e-5
+    terms = torch.stack(each)
+    assert (terms.mean() - whole).abs() <= 1e-5 * terms.abs().mean()  # they are of both signs
     assert max(each) != min(each)
 
 
