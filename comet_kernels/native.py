@@ -5,10 +5,14 @@ Without it everything imports; the first call that needs it says how to build it
 
 import functools
 import importlib
+import os
 from types import ModuleType
 
 import torch
 
+_PROCESS = (
+    os.getpid()
+)  # not of a child that loads the extension: torch's threads stayed with its parent
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -20,12 +24,14 @@ def library() -> ModuleType:
         RuntimeError: it is not built, or does not load; the message says how to build it.
     """
     try:
-        return importlib.import_module("comet_kernels._native")
+        module = importlib.import_module("comet_kernels._native")
     except ImportError as error:
         raise RuntimeError(
             f"comet_kernels' C++ extension does not load ({error}): "
             "build it with `pip install -e .` in the source folder, which needs a C++17 compiler"
         ) from error
+    module.allow_team(_PROCESS)
+    return module
 
 
 @functools.cache

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cpu/instruction_set.h"
+#include "cpu/team.h"
 #include "factorized_projection/factorized_projection.h"
 #include "softened_kl/softened_kl.h"
 
@@ -167,6 +168,8 @@ PYBIND11_MODULE(_native, module) {
   module.attr("__version__") = COMET_VERSION;
   module.def("has_cuda", [] { return HAS_CUDA; });
   module.def("instruction_set", [] { return comet::name(comet::best_instruction_set()); });
+  module.def("allow_team", comet::allow_team, "process"_a);
+  module.def("has_team", comet::has_team);
 
   module.def("softened_kl_forward", softened_kl_forward, "student"_a, "teacher"_a, "temperature"_a, "mask"_a, "n"_a,
              "v"_a, "student_stride"_a, "teacher_stride"_a, "student_dtype"_a, "teacher_dtype"_a, "kl"_a,

@@ -198,6 +198,33 @@ def test_no_rows_and_a_bad_dtype():
         native.library().softened_kl_forward(0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1)
 
 
+@pytest.mark.skipif(
+    sys.platform != "linux" or "OpenMP" not in torch.__config__.parallel_info(),
+    reason="torch computes with threads of another kind",
+)
+@pytest.mark.parametrize("loads", ["parent", "child"])
+def test_threads_are_those_of_torch_and_a_forked_child_starts_its_own(loads):
+    """libgomp's would wait for ever for threads that stayed with the parent."""
+    program = f"""
+import os, torch, comet_kernels
+from comet_kernels import native
+torch.set_num_threads(2)
+logits = torch.randn(2, 64, 5000)  # torch's threads have begun
+loss = comet_kernels.softened_kl(*logits, 2.0) if {loads == "parent"} else torch.tensor(0.0)
+child = os.fork()
+if child == 0:
+    assert not native.library().has_team()
+    found = torch.empty(5, 64)
+    native.library().softened_kl_forward(
+        logits[0].data_ptr(), logits[1].data_ptr(), torch.full((64,), 2.0).data_ptr(), 0, 64, 5000,
+        5000, 5000, 0, 0, found[0].data_ptr(), found[1].data_ptr(), 2)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert native.library().has_team()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+
+
 def test_without_the_extension_the_first_call_says_how_to_build_it():
     program = (
         "import sys; sys.modules['comet_kernels._native'] = None\n"

@@ -47,6 +47,7 @@ def test_sanitized_driver_finds_nothing(tmp_path):
         (csrc / "factorized_projection" / "cpu.cpp", "projection"),
         (csrc / "softened_kl" / "cpu.cpp", "kl"),
         (csrc / "cpu" / "instruction_set.cpp", "instruction_set"),
+        (csrc / "cpu" / "team.cpp", "team"),
     ]
     for name, flags in INSTRUCTION_SETS.items():
         for source in ("softened_kl/cpu_blocks", "factorized_projection/cpu_product"):
