@@ -10,9 +10,8 @@ from types import ModuleType
 
 import torch
 
-_PROCESS = (
-    os.getpid()
-)  # not of a child that loads the extension: torch's threads stayed with its parent
+# Not that of a forked child which loads the extension later: torch's threads stayed with its parent.
+_PROCESS = os.getpid()
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 

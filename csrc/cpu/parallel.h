@@ -17,13 +17,13 @@ namespace comet {
 template <class Work>
 void parallel_for(int64_t tasks, int64_t threads, const Work& work) {
   std::atomic<int64_t> next{0}, entered{0};
-  const int64_t wanted = std::min(threads, tasks);
+  const int64_t wanted = std::max<int64_t>(1, std::min(threads, tasks));
   auto run = [&] {
     if (entered++ >= wanted) return;
     for (int64_t task = next++; task < tasks; task = next++) work(task);
   };
   using Run = decltype(run);
-  if (wanted <= 1) return run();
+  if (wanted == 1) return run();
   if (run_in_team([](void* one) { (*static_cast<Run*>(one))(); }, &run)) return;
   std::vector<std::thread> helpers;
   helpers.reserve(static_cast<size_t>(wanted - 1));

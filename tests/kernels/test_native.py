@@ -79,6 +79,14 @@ def test_softened_kl_against_float64(n, v, dtype):
     )
 
 
+@pytest.mark.parametrize("threads", [0, 1, 7])
+def test_any_number_of_threads_does_all_the_work(threads):
+    student, teacher = rows(5, 33333), rows(5, 33333, seed=1)
+    temperature = torch.full((5,), 2.0)
+    expected, found = (forward(student, teacher, temperature, threads=n) for n in (2, threads))
+    assert all(map(torch.equal, found, expected))
+
+
 def test_softened_kl_at_the_vocabulary_of_xlm_r():
     student, teacher = rows(2, 250_002), rows(2, 250_002, seed=1)
     temperature, scale = torch.full((2,), 2.0), torch.ones(2)
