@@ -85,18 +85,21 @@ def test_any_number_of_workers_gives_the_very_same_batches(corpus_folder, maskin
 
 def test_texts_in_memory_are_there_once(tmp_path, masking):
     write(tmp_path / "a.txt", toy_sentences("hau", 200))
+    earlier = texts_held_by("self")  # what other tests left to be collected
     corpus = open_text(tmp_path, in_memory=1024)
     before = set(children_of(os.getpid()))
     batches = StepBatches(corpus, masking, **SETTINGS, workers=1)
     next(batches)
     (worker,) = [child for child in set(children_of(os.getpid())) - before if _works(child)]
-    inodes = [
-        re.findall(r" (\d+) +/memfd:comet-texts", Path(f"/proc/{process}/maps").read_text())
-        for process in ("self", worker)
-    ]
-    assert inodes[0] == inodes[1]
-    assert len(inodes[0]) == 1
+    shared = texts_held_by(worker)
+    assert len(shared) == 1
+    assert [one for one in texts_held_by("self") if one not in earlier] == shared
     batches.close()
+
+
+def texts_held_by(process):
+    """The inode of every mapping of a corpus's texts."""
+    return re.findall(r" (\d+) +/memfd:comet-texts", Path(f"/proc/{process}/maps").read_text())
 
 
 def test_a_position_is_of_what_was_given_not_of_what_was_made(corpus_folder, masking):
