@@ -94,6 +94,8 @@ def _encode_words(
     before, after = specials[:1], specials[1:]
     room = max_length - len(specials)
     sentences = [list(example.text) for example in examples]
+    if _needs_spaces(tokenizer):
+        sentences = [[*words[:1], *(f" {word}" for word in words[1:])] for words in sentences]
     # the fast way to encode does not tell which word a piece is of
     encoded = backend.encode_batch(sentences, is_pretokenized=True, add_special_tokens=False)
     rows: list[Row] = []
@@ -110,6 +112,23 @@ def _encode_words(
             labels = [example.label[word] for word in words]
             rows.append(Row([*ids, *after], positions, labels, number, words, spoken[number]))
     return rows
+
+
+def _needs_spaces(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether words given one by one have to bring the space between them to be read as in running text.
+
+    So it is with byte-level BPE without `add_prefix_space`, whose tokens hold the space in front of a word.
+    """
+
+    def ids(text: str | list[str]) -> list[int]:
+        is_split = not isinstance(text, str)
+        encoded = tokenizer.backend_tokenizer.encode(
+            text, is_pretokenized=is_split, add_special_tokens=False
+        )
+        return list(encoded.ids)
+
+    running = ids("a a")
+    return ids(["a", "a"]) != running and ids(["a", " a"]) == running
 
 
 def _fitting(pieces: dict[int, list[int]], room: int) -> Iterator[list[int]]:

@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 import torch
 from tiny_tasks import rows_for
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from comet.masking import IGNORED_LABEL
 from comet.task_batches import TaskBatches, collate, encode, prediction_batches
 from comet.tasks import Example
+from comet.toy import toy_sentences
 
 
 def texts(tokenizer):
@@ -58,6 +61,52 @@ def test_every_word_is_labelled_once_at_its_first_piece_however_long_the_sentenc
             assert list(row.ids[position : position + min(len(pieces), room)]) == pieces[:room]
     if max_length == 64:
         assert len(first) == 1
+
+
+@pytest.mark.parametrize(
+    "pre_tokenizer",
+    [
+        pre_tokenizers.ByteLevel(add_prefix_space=False),  # as RoBERTa's and ModernBERT's
+        pre_tokenizers.ByteLevel(add_prefix_space=True),
+        pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(r" ?\w+|[^\w\s]+"), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        ),
+        pre_tokenizers.Metaspace(),
+        pre_tokenizers.Metaspace(prepend_scheme="never"),
+        pre_tokenizers.BertPreTokenizer(),
+    ],
+    ids=["byte-level", "byte-level, prefixed", "split", "metaspace", "metaspace, bare", "bert"],
+)
+def test_words_given_one_by_one_are_read_as_in_running_text(pre_tokenizer):
+    sentences = toy_sentences("hau", 60)
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizer
+    backend.train_from_iterator(
+        sentences,
+        trainers.BpeTrainer(
+            vocab_size=500,
+            special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    backend.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), add_prefix_space=False
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>")
+    words = [tuple(sentence.rstrip(".").split()) for sentence in sentences]
+    examples = [Example(its, tuple(range(len(its))), "hau", 1) for its in words]
+    rows = encode(examples, tokenizer, 512)
+    for row, its in zip(rows, words, strict=True):
+        assert row.ids == tokenizer(" ".join(its)).input_ids
+        assert row.items == list(range(len(its)))
+        starts = [row.positions[0], *row.positions[1:], len(row.ids) - 1]
+        for word, (start, end) in zip(its, itertools.pairwise(starts), strict=True):
+            alone = tokenizer(f"{word} {word}", add_special_tokens=False).input_ids
+            assert row.ids[start:end] == alone[-(end - start) :] or start == 1
 
 
 def test_a_batch_pads_to_its_longest_row_and_marks_what_is_labelled():
