@@ -45,7 +45,8 @@ class Schedule:
         self._python = python_modules() if python is None else python
         self._changed = changed
         self._running: dict[int, Attempt] = {}  # by slot
-        self._since = time.time()
+        # failures of before this run, by what was recorded: machines that share a folder have clocks of their own
+        self._earlier = {stage.title: stage.record for stage in stages}
         self._told: dict[str, str] = {}
         self._tell_at = time.monotonic() + TELL_SECONDS
 
@@ -66,7 +67,7 @@ class Schedule:
                         raise self._stop(signals.code)
                     open_elsewhere = self._start_ready()
                     if not self._running and not open_elsewhere:
-                        return {stage.title: stage.state(self._since) for stage in self._stages}
+                        return {stage.title: stage.state(self._earlier) for stage in self._stages}
                     self._tell()
                     time.sleep(POLL_SECONDS)
             finally:
@@ -78,7 +79,7 @@ class Schedule:
         busy = False
         own = {attempt.stage.title for attempt in self._running.values()}
         for stage in self._stages:
-            if stage.title in own or stage.state(self._since) != "ready":
+            if stage.title in own or stage.state(self._earlier) != "ready":
                 continue
             if len(self._running) == self._jobs:
                 return busy
@@ -86,7 +87,7 @@ class Schedule:
             if lock is None:
                 self._say_once(stage.title, f"{stage.title}: another process is at it")
                 busy = True
-            elif stage.state(self._since) == "ready":
+            elif stage.state(self._earlier) == "ready":
                 self._start(stage, lock)
             else:  # it ended between the two looks
                 lock.release()

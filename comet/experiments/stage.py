@@ -111,22 +111,22 @@ class Stage:
         """Whether its folder holds something to go on from."""
         return any((self.path / name).is_file() for name in (RECIPE, INDEX))
 
-    def state(self, since: float) -> State:
+    def state(self, earlier: Mapping[str, Any]) -> State:
         """Where it stands, as it lies on disk.
 
         Args:
-            since: failures before this time count no more: they are tried again.
+            earlier: title → record of failures that count no more: those stages are tried again.
         """
         if self.is_done:
             return "done"
         record = self.record
-        if record.get("state") == "failed" and record["ended"] >= since:
+        if record.get("state") == "failed" and record != earlier.get(self.title):
             return "failed"
-        states = [need.state(since) for need in self.needs]
+        states = [need.state(earlier) for need in self.needs]
         if "failed" in states or "blocked" in states:
             return "blocked"
         settled = [
-            stage.state(since) in ("done", "failed", "blocked") for *_, stage in self.beside_runs
+            stage.state(earlier) in ("done", "failed", "blocked") for *_, stage in self.beside_runs
         ]
         return "ready" if all(state == "done" for state in states) and all(settled) else "waiting"
 
@@ -208,7 +208,6 @@ class Attempt:
             "attempts": stage.record.get("attempts", 0) + 1,
             "seconds": round(self._before, 1),
             "start": _now(),
-            "started": time.time(),
             "host": platform.node(),
             "command": command,
         }
@@ -246,7 +245,6 @@ class Attempt:
             "seconds": round(self.seconds, 1),
             "exit_code": code,
             "end": _now(),
-            "ended": time.time(),
         }
         if state == "failed":
             record["why"] = last_line(self.stage) or _how_it_ended(code)
@@ -265,12 +263,11 @@ class Attempt:
 def record_end(stage: Stage, lock: Lock, why: str | None) -> dict[str, Any]:
     """Record a stage that could not be started, or without a reason, one that had ended well; release its lock."""
     record = {
-        "attempts": 1,
         **stage.record,
+        "attempts": stage.record.get("attempts", 0) + (why is not None) or 1,
         "state": "done" if why is None else "failed",
         "seconds": round(_seconds_so_far(stage), 1),
         "end": _now(),
-        "ended": time.time(),
         **({} if why is None else {"why": why}),
     }
     write_json(stage.beside(".json"), record)
@@ -319,11 +316,15 @@ def _clear(stage: Stage) -> None:
 
 
 def _seconds_so_far(stage: Stage) -> float:
-    """Of earlier attempts; one that nobody saw the end of lasted until it last printed something."""
+    """Of earlier attempts; one that nobody saw the end of lasted until it last printed something.
+
+    Both times are of files in one folder: the clock of another machine may differ.
+    """
     record = stage.record
     seconds = float(record.get("seconds", 0.0))
     if record.get("state") == "running" and stage.beside(".log").is_file():
-        seconds += max(0.0, stage.beside(".log").stat().st_mtime - record["started"])
+        began, printed = (stage.beside(ending).stat().st_mtime for ending in (".json", ".log"))
+        seconds += max(0.0, printed - began)
     return seconds
 
 

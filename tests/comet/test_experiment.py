@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections import Counter
+from datetime import datetime
 
 import experiment_of_stand_ins
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from runs_in_processes import finish, start
 
 from comet.experiments import schedule
+from comet.experiments.stage import Lock, Stage, record_end
 
 GRID = {
     "title": "Terms",
@@ -208,6 +210,29 @@ def test_a_cell_that_fails_is_told_and_keeps_no_other_from_running(bench, capsys
     assert bench.cell("KL only")["why"] is None
 
 
+def test_a_stage_that_failed_by_a_clock_ahead_is_tried_again(bench):
+    bench.write(STUDENTS)
+    bench.orders(fail=["comet.distill " + str(bench.output / "cells/kl-only")])
+    with pytest.raises(SystemExit):
+        bench.run("--cells", "kl-only")
+    file = bench.output / "cells/kl-only/distill.json"
+    ahead = {"end": "2999-01-01T00:00:00+00:00", "ended": time.time() + 1e9}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **ahead}))
+    bench.orders()
+    bench.run("--cells", "kl-only")
+    assert bench.ran.count("comet.distill resumed kl-only/distill") == 1
+    assert json.loads(file.read_text())["attempts"] == 2
+
+
+def test_an_attempt_nobody_saw_the_end_of_is_timed_by_one_clock(tmp_path):
+    stage = Stage("cell", "distill", "comet.distill", tmp_path / "distill")
+    record = {"state": "running", "seconds": 10.0, "start": "2999-01-01T00:00:00+00:00"}
+    for ending, text, at in ((".json", json.dumps(record), 1000), (".log", "step 1", 1030)):
+        stage.beside(ending).write_text(text)
+        os.utime(stage.beside(ending), (at, at))
+    assert record_end(stage, Lock.taken(stage), "killed")["seconds"] == 40.0
+
+
 def test_a_teacher_that_fails_is_left_out_until_it_is_there(bench):
     bench.orders(fail=["comet.finetune " + str(bench.output / "cells/teacher")])
     with pytest.raises(SystemExit):
@@ -357,7 +382,8 @@ def test_several_jobs_run_at_once(bench):
         for name in ("both", "kl-only")
     ]
     assert all(stage["state"] == "done" for stage in stages)
-    assert abs(records[0]["started"] - records[1]["started"]) < seconds, "one after the other"
+    started = [datetime.fromisoformat(record["start"]).timestamp() for record in records]
+    assert abs(started[0] - started[1]) < seconds, "one after the other"
 
 
 def test_a_dry_run_prints_all_and_writes_nothing(bench, capsys):
