@@ -13,6 +13,7 @@ A folder that `comet.export` wrote is used likewise.
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,11 @@ from comet.tasks.entities import OUTSIDE, spans
 from comet.tasks.task import Example
 from comet.tfidf import TfidfModel, is_tfidf
 
+_MARKS = "".join(
+    letter for letter in map(chr, range(0x300, 0x10000)) if unicodedata.category(letter)[0] == "M"
+)
 # letters with the marks that follow them, joined by hyphens and apostrophes; or one other sign
-_WORD = re.compile(r"[\w\u0300-\u036f]+(?:[-'’ʼ][\w\u0300-\u036f]+)*|[^\w\s]")
+_WORD = re.compile(rf"[\w{_MARKS}]+(?:[-'’ʼ][\w{_MARKS}]+)*|[^\w\s]")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
+from comet.corpus.documents import composed
+
 
 @dataclass(frozen=True)
 class Coverage:
@@ -17,7 +19,7 @@ class Coverage:
     Attributes:
         unknown_rate: share of pieces that are the unknown one.
         pieces_per_word: pieces per word, words being what whitespace separates.
-        characters_per_piece: characters, whitespace left out, per piece.
+        characters_per_piece: characters (in normal form C), whitespace left out, per piece.
     """
 
     unknown_rate: float
@@ -47,7 +49,7 @@ def coverage(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Covera
     return Coverage(
         unknown_rate=unknown / max(pieces, 1),
         pieces_per_word=pieces / len(words),
-        characters_per_piece=sum(map(len, words)) / max(pieces, 1),
+        characters_per_piece=sum(len(composed(word)) for word in words) / max(pieces, 1),
     )
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from comet.batch import Batch
+from comet.corpus.documents import composed
 from comet.durable import write_json
 from comet.finetune_recipe import TunedModelRecipe
 from comet.students import (
@@ -114,7 +115,8 @@ def read_card(folder: Path, *, flag: str = "--model") -> ModelCard:
         ValueError: the folder holds no such model.
     """
     try:
-        return ModelCard(**json.loads((folder / CARD).read_text("utf-8")))
+        card = ModelCard(**json.loads((folder / CARD).read_text("utf-8")))
+        return replace(card, labels=[composed(label) for label in card.labels])
     except FileNotFoundError:
         hint = ""
         found = sorted(folder.glob(f"**/{CARD}"))

@@ -1,8 +1,9 @@
 """The floor: character n-grams weighted by TF-IDF, and logistic regression on them.
 
 A user can have this within a minute on any machine, so a student that does not beat it is not worth its training.
-N-grams of 2 to 5 characters within words that occur in 2 texts or more; 1 + log(count) times 1 + log((1 + N)/(1 + df))
-(Salton and Buckley, 1988), rows of length 1; C = 4. Saved as JSON and safetensors: loading runs no code.
+N-grams of 2 to 5 characters within words that occur in 2 texts or more, of text in Unicode normal form C;
+1 + log(count) times 1 + log((1 + N)/(1 + df)) (Salton and Buckley, 1988), rows of length 1; C = 4. Saved as JSON and
+safetensors: loading runs no code.
 """
 
 import json
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from comet.corpus.documents import composed
 from comet.durable import replace_folder
 
 if TYPE_CHECKING:  # imported where it is used, as it takes seconds that other models need not wait
     from sklearn.feature_extraction.text import TfidfVectorizer
 
 SETTINGS, VOCABULARY, WEIGHTS = "tfidf.json", "vocabulary.json", "tfidf.safetensors"
-FORMAT = 1
+FORMAT = 2  # 1: texts as they were typed
 _C = 4
 _ITERATIONS = 1000
 _NGRAMS = {"analyzer": "char_wb", "ngram_range": (2, 5), "sublinear_tf": True}
@@ -76,7 +78,7 @@ class TfidfModel:
                 f"tfidf: got {len(texts)} texts{spoken}{only}; expected two different labels or more"
             )
         try:
-            features = vectorizer.fit_transform(texts)
+            features = vectorizer.fit_transform(map(composed, texts))
         except ValueError as error:  # nothing is left of the texts
             raise ValueError(
                 f"tfidf: no sequence of characters occurs in {_LEAST_TEXTS} of the {len(texts)} texts; give more"
@@ -107,7 +109,9 @@ class TfidfModel:
             raise ValueError("tfidf: the model is not fitted; call fit or load first")
         if not texts:
             return np.empty((0, len(self.labels)))
-        logits_NL = self._vectorizer.transform(texts) @ self._weights_LV.T + self._bias_L
+        logits_NL = (
+            self._vectorizer.transform(map(composed, texts)) @ self._weights_LV.T + self._bias_L
+        )
         odds_NL = np.exp(logits_NL - logits_NL.max(1, keepdims=True))
         return odds_NL / odds_NL.sum(1, keepdims=True)
 
@@ -144,12 +148,11 @@ class TfidfModel:
         """
         from sklearn.feature_extraction.text import TfidfVectorizer
 
+        require_current(folder)
         try:
             settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
             ngrams = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
             tensors = load_file(folder / WEIGHTS)
-            if settings["format"] != FORMAT:
-                raise ValueError(f"format {settings['format']}, expected {FORMAT}")
             model = cls(settings["labels"], settings["languages"])
             model._weights_LV, model._bias_L = tensors["weights"], tensors["bias"]
             vectorizer = TfidfVectorizer(**_NGRAMS, vocabulary=ngrams)
@@ -165,6 +168,23 @@ class TfidfModel:
 def is_tfidf(folder: Path) -> bool:
     """Whether a folder holds such a model."""
     return (folder / SETTINGS).is_file()
+
+
+def require_current(folder: Path) -> None:
+    """Refuse a model that another version fitted, as texts are read otherwise now.
+
+    Raises:
+        ValueError: it has another format, or the folder holds none.
+    """
+    try:
+        found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--model: {folder} holds no TF-IDF model ({error})") from error
+    if found != FORMAT:
+        raise ValueError(
+            f"--model: {folder} holds a TF-IDF model of format {found}, expected {FORMAT}: another version of Comet "
+            "fitted it; remove it, and fit it again with python -m comet.finetune --model tfidf"
+        )
 
 
 def cross_fitted(

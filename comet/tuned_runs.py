@@ -11,6 +11,7 @@ from comet.finetune_recipe import FinetuneRecipe
 from comet.runs import RECIPE, RECORD
 from comet.task_model import CARD, ModelCard, read_card
 from comet.tasks import Task
+from comet.tfidf import is_tfidf, require_current
 
 MODEL = "model"
 
@@ -158,6 +159,12 @@ def system_of_models(folders: Sequence[Path], *, name: str | None = None) -> Tun
 
 
 def weights_fingerprint(model: Path) -> str:
-    """SHA-256 of a saved or exported model's weights, of one file or several."""
+    """SHA-256 of a saved or exported model's weights, of one file or several.
+
+    Raises:
+        ValueError: a TF-IDF model of another version.
+    """
+    if is_tfidf(model):
+        require_current(model)
     files = sorted([*model.glob("*.safetensors"), *model.glob("*.onnx")])
     return " ".join(checksum(file) for file in files)

@@ -9,6 +9,7 @@ Text all of whose pieces were kept is cut into the same pieces as before, whatev
   and result are kept, and with the parts of every kept piece kept in turn, the same pairs are joined in the same order.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
+
+from comet.corpus.documents import composed
 
 _BATCH = 1000  # texts that are tokenised at once
 _MODELS = ("Unigram", "BPE", "WordPiece")
@@ -44,6 +47,9 @@ def count_pieces(
 ) -> dict[str, np.ndarray]:
     """How often each entry occurs.
 
+    A text that is not in Unicode normal form C, and that the tokenizer reads otherwise in it, counts in both forms:
+    people type either.
+
     Args:
         tokenizer: a fast one; truncation and padding are turned off.
         texts: of each language; they are read once, a thousand at a time.
@@ -61,11 +67,21 @@ def count_pieces(
     for language, its in texts.items():
         counts = np.zeros(entries, dtype=np.int64)
         for batch in _batches(its):
-            encoded = backend.encode_batch_fast(batch, add_special_tokens=False)
-            ids = np.concatenate([np.asarray(one.ids, dtype=np.int64) for one in encoded])
-            counts += np.bincount(ids, minlength=entries)
+            read = _ids(backend, batch)
+            typed = [place for place, text in enumerate(batch) if composed(text) != text]
+            for place, ids in zip(
+                typed, _ids(backend, [composed(batch[place]) for place in typed]), strict=True
+            ):
+                if ids != read[place]:
+                    read.append(ids)
+            found_ids = np.fromiter(itertools.chain.from_iterable(read), dtype=np.int64)
+            counts += np.bincount(found_ids, minlength=entries)
         found[language] = counts
     return found
+
+
+def _ids(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _batches(texts: Iterable[str]) -> Iterable[list[str]]:

@@ -1,6 +1,7 @@
 """What a document is, how languages are named, and which documents are held out."""
 
 import hashlib
+import unicodedata
 from dataclasses import dataclass
 
 # ISO 639-1 codes (as MADLAD-400 names its folders) to ISO 639-3 (as reports name languages).
@@ -40,9 +41,19 @@ def is_language(name: str) -> bool:
     return code in _TWO_LETTERS or code in _WITHOUT_TWO_LETTERS or code == UNDETERMINED
 
 
-def text_hash(text: str) -> str:
-    """SHA-256 of a text, the same on every machine."""
+def composed(text: str) -> str:
+    """Unicode normal form C, in which text is compared and counted: the same however its letters were typed."""
+    return unicodedata.normalize("NFC", text)
+
+
+def content_hash(text: str) -> str:
+    """SHA-256 of a text as it is, the same on every machine."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text, the same on every machine and however its letters were typed."""
+    return content_hash(composed(text))
 
 
 def is_held_out(digest: str) -> bool:

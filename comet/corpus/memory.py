@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from comet.corpus.documents import is_held_out, text_hash
+from comet.corpus.documents import content_hash, is_held_out, text_hash
 
 
 class PackedTexts(Sequence[str]):
@@ -70,7 +70,7 @@ class InMemory:
 
     Args:
         language: its code.
-        texts: all of them; copies of a text stay together when some are held out.
+        texts: all of them; copies of a text stay together when some are held out, in whichever normal form they are.
 
     Raises:
         ValueError: fewer than two distinct texts, so that none could be held out.
@@ -80,18 +80,20 @@ class InMemory:
         self.language = language
         self.count: int | None = len(texts)
         hashes = {text: text_hash(text) for text in texts}
-        if len(hashes) < 2:
+        distinct = set(hashes.values())
+        if len(distinct) < 2:
             raise ValueError(
-                f"corpus: {language} has {len(hashes)} distinct documents, expected at least 2, "
+                f"corpus: {language} has {len(distinct)} distinct documents, expected at least 2, "
                 "as one is held out; in a .txt file each line is a document"
             )
-        kept_out = {text for text, digest in hashes.items() if is_held_out(digest)}
-        if len(kept_out) in (0, len(hashes)):  # a few texts that all fell on one side
-            kept_out = {min(hashes, key=hashes.__getitem__)}
-        ordered = sorted(texts, key=hashes.__getitem__)
-        self._training = PackedTexts.pack(text for text in ordered if text not in kept_out)
-        self._held_out = sorted(kept_out, key=hashes.__getitem__)
-        self._fingerprint = text_hash("\n".join(hashes[text] for text in ordered))
+        kept_out = set(filter(is_held_out, distinct))
+        if len(kept_out) in (0, len(distinct)):  # a few texts that all fell on one side
+            kept_out = {min(distinct)}
+        ordered = sorted(texts, key=lambda text: (hashes[text], text))
+        self._training = PackedTexts.pack(text for text in ordered if hashes[text] not in kept_out)
+        evaluated = {hashes[text]: text for text in reversed(ordered) if hashes[text] in kept_out}
+        self._held_out = [evaluated[digest] for digest in sorted(evaluated)]
+        self._fingerprint = content_hash("\n".join(map(content_hash, ordered)))
         self.weight = float(len(self._training))
 
     def cursor(self, seed: int, stream: int, streams: int) -> "ShuffledEpochs":

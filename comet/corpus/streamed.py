@@ -52,13 +52,14 @@ class Streamed:
             ValueError: there is none.
         """
         if len(self._found) < limit:
-            distinct: dict[str, None] = {}
+            distinct: dict[str, str] = {}
             for text in self._texts():
-                if is_held_out(text_hash(text)):
-                    distinct[text] = None
+                digest = text_hash(text)
+                if is_held_out(digest):
+                    distinct.setdefault(digest, text)
                 if len(distinct) == limit:
                     break
-            self._found = list(distinct)
+            self._found = list(distinct.values())
         if not self._found:
             raise ValueError(
                 f"corpus: no document of {self.language} is held out (one in {HELD_OUT_ONE_IN} is); give more "

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from comet.corpus.documents import language_code
+from comet.corpus.documents import composed, language_code
 from comet.tasks.entities import OUTSIDE, is_bio
 from comet.tasks.files import find_files
 from comet.tasks.hub import HUB, hub_rows, is_on_hub
 from comet.tasks.recipe import TaskRecipe
 from comet.tasks.rows import LeftOut, Row, read_rows
-from comet.tasks.task import SPLITS, Example, Task, TaskData
+from comet.tasks.task import SPLITS, Example, Kind, Task, TaskData
 
 _LABELS = {
     "afrisenti": ("negative", "neutral", "positive"),
@@ -54,7 +54,8 @@ def open_task(
         # whatever languages are read now, a label keeps its number
         every = _codes(recipe.languages) or (wanted if is_on_hub(recipe) else None)
         names = _labels_of(_rows(recipe, "train", every, LeftOut(strict=False)), recipe)
-    task = Task(_name(recipe), "token" if recipe.is_token else "sequence", tuple(names))
+    kind: Kind = "token" if recipe.is_token else "sequence"
+    task = Task(_name(recipe), kind, tuple(map(composed, names)))
     left_out = LeftOut(recipe.strict)
     splits = _examples(_rows(recipe, split, wanted, left_out), task, wanted, left_out)
     missing = [

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from comet.corpus.documents import composed
 from comet.corpus.lines import clean
 from comet.corpus.problems import Problem
 from comet.tasks.recipe import TaskRecipe
@@ -150,14 +151,15 @@ def _label(value: Any, column: str) -> str:
         return json.dumps(value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"no label in {column}")
-    return value.strip()
+    return composed(value.strip())
 
 
 def _column(
     header: Sequence[str], given: str | None, usual: Sequence[str], key: str, file: str
 ) -> str:
     wanted = usual if given is None else (given,)
-    name = next((one for one in wanted if one in header), None)
+    known = {composed(one): one for one in header}
+    name = next((known[one] for one in map(composed, wanted) if one in known), None)
     if name is None:
         raise ValueError(
             f"task.{key}: {file} has the columns {', '.join(map(repr, header))}, expected {' or '.join(wanted)}"
@@ -290,7 +292,7 @@ def _conll(path: Path, left_out: LeftOut) -> Iterator[Row]:
         if fields and fields[0] != "-DOCSTART-" and len(fields) > 1:
             start = start or number
             words.append(fields[0])
-            tags.append(fields[-1])
+            tags.append(composed(fields[-1]))
         elif fields is None:
             is_whole = False
         elif len(fields) == 1:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from tuned_models import NAMES, SENTIMENT, save_tiny
 
 import comet
 from comet import Classifier
-from comet.classifier import Entity
+from comet.classifier import _WORD, Entity
 from comet.fine_tuned import find_model
 from comet.task_model import CARD
 from comet.tasks.entities import spans
@@ -97,6 +98,13 @@ def test_entities_lie_where_their_characters_do(names, tokenizer):
             stop = starts[end - 1] + len(given[end - 1])
             expected.append(Entity(kind, text[starts[first] : stop], starts[first], stop))
         assert entities == expected
+
+
+@pytest.mark.parametrize("text", ["Ọ̀yọ́, ó dára", "آدم وَلَد", "ኢት፟ዮጵያ"])
+def test_words_end_where_they_do_however_their_letters_were_typed(text):
+    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+    words = [[unicodedata.normalize("NFC", word) for word in _WORD.findall(one)] for one in forms]
+    assert words[0] == words[1] == text.replace(",", " ,").split()
 
 
 def test_long_texts_are_read_to_their_end(names):

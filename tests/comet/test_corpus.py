@@ -2,6 +2,7 @@ import gzip
 import json
 import logging
 import pickle
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -216,6 +217,43 @@ def test_held_out_texts_and_their_copies_are_never_trained_on(tmp_path):
     trained = set(everything(corpus)["und"])
     assert len(corpus.held_out()["und"]) == 1
     assert trained == set(lines) - kept_out
+
+
+@pytest.mark.parametrize("in_memory", [1024, 0], ids=["in memory", "streamed"])
+def test_copies_in_another_normal_form_are_held_out_together(tmp_path, in_memory):
+    lines = [f"ọ̀rọ̀ number {index} tí ó dára" for index in range(400)]
+    forms = {form: [unicodedata.normalize(form, line) for line in lines] for form in ("NFC", "NFD")}
+    file = write(tmp_path / "a.txt", [*forms["NFC"], *forms["NFD"]])
+    corpus = open_corpus(
+        [file], **{**OPTIONS, "held_out_per_language": 99}, in_memory=in_memory, shuffle_buffer=50
+    )
+    kept_out = [unicodedata.normalize("NFC", text) for text in corpus.held_out()["und"]]
+    trained = {document.text for document in take(corpus.training_stream(), 4000)}
+    assert len(kept_out) == len(set(kept_out)) > 1
+    assert {unicodedata.normalize("NFC", text) for text in trained} == set(forms["NFC"]) - set(
+        kept_out
+    )
+    assert trained & set(forms["NFD"])  # a model reads text as it was typed
+
+
+def test_a_corpus_in_another_normal_form_is_another_one_of_the_same_held_out_texts(tmp_path):
+    lines = [f"ọ̀rọ̀ number {index} tí ó dára" for index in range(400)]
+    found = {}
+    for form in ("NFC", "NFD"):
+        file = write(tmp_path / f"{form}.txt", [unicodedata.normalize(form, one) for one in lines])
+        found[form] = open_corpus([file], **OPTIONS)
+    assert found["NFC"].fingerprint() != found["NFD"].fingerprint()
+    assert found["NFC"].held_out()["und"] == [
+        unicodedata.normalize("NFC", text) for text in found["NFD"].held_out()["und"]
+    ]
+
+
+def test_two_forms_of_one_text_are_one_document(tmp_path):
+    file = write(
+        tmp_path / "a.txt", [unicodedata.normalize(form, "ọ̀rọ̀") for form in ("NFC", "NFD")]
+    )
+    with pytest.raises(ValueError, match="1 distinct documents, expected at least 2"):
+        open_corpus([file], **OPTIONS)
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])

@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -26,6 +28,12 @@ def test_pieces_are_counted_without_special_tokens(by_hand):
     # gida | gida ##ta | <unk> | yaro: 5 pieces of 4 words of 4 + 6 + 3 + 4 characters
     found = coverage(by_hand, ["gida  gidata", " ọmọ\nyaro"])
     assert found == Coverage(unknown_rate=1 / 5, pieces_per_word=5 / 4, characters_per_piece=17 / 5)
+
+
+def test_characters_are_counted_the_same_however_they_were_typed(by_hand):
+    composed, decomposed = (unicodedata.normalize(form, "gida ọ̀rọ̀ yaro") for form in ("NFC", "NFD"))
+    assert len(decomposed) > len(composed)
+    assert coverage(by_hand, [composed]) == coverage(by_hand, [decomposed])
 
 
 def test_a_truncation_that_was_left_on_does_not_shorten_the_texts(by_hand):

@@ -1,5 +1,6 @@
 import json
 import logging
+import unicodedata
 
 import pytest
 from real_data import DATA, needs_real_data
@@ -24,6 +25,26 @@ def reasons(data):
 
 def texts(data):
     return [(example.row, example.text, example.label) for example in data.examples]
+
+
+def test_labels_and_columns_are_the_same_however_they_were_typed(tmp_path):
+    nfc, nfd = (unicodedata.normalize(form, "rére") for form in ("NFC", "NFD"))
+    assert nfc != nfd
+    for split in ("train", "dev"):
+        one = nfd if split == "train" else nfc
+        column = nfc if split == "train" else nfd
+        rows = f"text\t{column}\na\t{one}\nb\tburú\n"
+        afrisenti(tmp_path, rows.encode(), split=split)
+        (tmp_path / "hau" / f"{split}.txt").write_text(f"a B-{one}\nb O\n\n", encoding="utf-8")
+    recipe = TaskRecipe(task="sequence", data=str(tmp_path), label_column=nfc)
+    data = open_task(recipe, "dev", ["hau"])
+    assert data.task.labels == ("burú", nfc)
+    assert texts(data) == [(2, "a", 1), (3, "b", 0)]
+    assert texts(open_task(recipe, "dev", ["hau"], labels=["burú", nfd])) == texts(data)
+    folder = tmp_path / "hau"
+    words = TaskRecipe(task="token", train=str(folder / "train.txt"), dev=str(folder / "dev.txt"))
+    assert open_task(words, "dev").task.labels == ("O", f"B-{nfc}")
+    assert open_task(words, "dev").problems == ()
 
 
 # Tables as they were published

@@ -1,4 +1,5 @@
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sklearn.metrics import f1_score
 from comet.tasks import TaskRecipe, open_task
 from comet.tfidf import TfidfModel, cross_fitted, is_tfidf
 from comet.toy import toy_sentences
+from comet.tuned_runs import weights_fingerprint
 
 LABELS = ("hausa", "igbo", "swahili")
 TEXTS = [text for language in ("hau", "ibo", "swa") for text in toy_sentences(language, 40)]
@@ -95,6 +97,28 @@ def test_what_cannot_be_fitted_or_loaded_ends_with_one_clear_line(tmp_path):
         with pytest.raises(ValueError, match=message) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_an_answer_does_not_depend_on_how_letters_were_typed(tmp_path):
+    texts = [text for language in ("yor", "ibo") for text in toy_sentences(language, 60)]
+    labels = [0] * 60 + [1] * 60
+    forms = {form: [unicodedata.normalize(form, text) for text in texts] for form in ("NFC", "NFD")}
+    assert sum(map(len, forms["NFD"])) > sum(map(len, forms["NFC"])) + 100
+    composed, decomposed = (TfidfModel(LABELS).fit(its, labels) for its in forms.values())
+    decomposed.save(tmp_path / "model")
+    expected = composed.predict_proba(forms["NFC"])
+    for model in (composed, decomposed, TfidfModel.load(tmp_path / "model")):
+        for its in forms.values():
+            assert (model.predict_proba(its) == expected).all()
+
+
+def test_a_model_that_reads_texts_otherwise_is_refused_also_where_its_answers_are_known(tmp_path):
+    fitted().save(tmp_path / "model")
+    settings = json.loads((tmp_path / "model/tfidf.json").read_text())
+    (tmp_path / "model/tfidf.json").write_text(json.dumps({**settings, "format": 1}))
+    for use in (TfidfModel.load, weights_fingerprint):
+        with pytest.raises(ValueError, match=r"--model: .* format 1, expected 2.* remove it"):
+            use(tmp_path / "model")
 
 
 @needs_real_data

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import unicodedata
 
 import pytest
 import torch
@@ -135,6 +136,17 @@ def test_every_language_keeps_its_share_and_no_piece_more(source):
     assert len(loose.kept) < len(tight.kept) < len(source)
     everything = vocabulary.choose(counts, coverage=1.0)
     assert list(everything.shares.values()) == pytest.approx([1.0] * len(LANGUAGES))
+
+
+def test_letters_are_counted_as_they_were_typed_and_composed(tokenizer):
+    typed = [unicodedata.normalize("NFD", text) for text in TEXTS["yor"]]
+    composed = [unicodedata.normalize("NFC", text) for text in TEXTS["yor"]]
+    assert typed != composed
+    source = bpe()
+    counts, own = (count_pieces(source, {"yor": its})["yor"] for its in (typed, composed))
+    assert (counts[own > 0] > 0).all()
+    with_nfc, without = (count_pieces(tokenizer, {"yor": its})["yor"] for its in (typed, composed))
+    assert (with_nfc == without).all()  # its tokenizer composes by itself: nothing counts twice
 
 
 def test_languages_count_alike_however_much_text_there_is_of_each(tokenizer):
