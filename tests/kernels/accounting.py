@@ -1,13 +1,18 @@
-"""Counts what torch allocates: the largest tensor and the most bytes alive at once, inputs left out."""
+"""Watches plain torch code: what it allocates, and what lies in the memory of the factors of its products."""
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+PRODUCTS = {"mm", "bmm", "addmm", "baddbmm"}
+
 
 class Allocations(TorchDispatchMode):
-    """`with Allocations() as seen:` around plain torch code; a registered op hides what happens inside it."""
+    """`with Allocations() as seen:` counts the largest tensor and the most bytes alive at once, inputs left out.
+
+    A registered op hides what happens inside it.
+    """
 
     def __init__(self):
         super().__init__()
@@ -27,6 +32,22 @@ class Allocations(TorchDispatchMode):
                 self.largest_bytes = max(self.largest_bytes, storage.nbytes())
         self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self.alive.values()))
         return result
+
+
+class Products(TorchDispatchMode):
+    """`with Products():` fails where the memory of a product's factor holds NaN, even next to the factor."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__.rstrip("_") in PRODUCTS:
+            self.seen += 1
+            for factor in args[-2:]:
+                memory = torch.empty(0, dtype=factor.dtype).set_(factor.untyped_storage())
+                assert not memory.isnan().any(), f"{func}: factor {list(factor.shape)}"
+        return func(*args, **(kwargs or {}))
 
 
 def _storages(tree):

@@ -112,6 +112,8 @@ class Side:
     def make_room(self, size: int) -> None:
         """Allocate for `size` rows of logits."""
         self.room = self.weight.new_empty(size, self.stride)
+        # oneDNN's AMX products multiply the padding by 0, and 0 · NaN would be NaN.
+        self.room[:, self.columns :] = 0
 
     def logits(self, piece: slice) -> torch.Tensor:
         """[rows, V], without the bias."""
