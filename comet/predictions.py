@@ -6,6 +6,7 @@ Labels are numbers, places in the task's list; a tagging task has a list of them
 """
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ def write_predictions(path: Path, predictions: Iterable[PredictedExample]) -> No
     """Write a file of predictions, whole or not at all; its folder is made.
 
     Raises:
+        ValueError: a probability is not finite.
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +48,11 @@ def write_predictions(path: Path, predictions: Iterable[PredictedExample]) -> No
 
 def _line(one: PredictedExample) -> str:
     probabilities = one.probabilities
+    if probabilities is not None and not all(map(math.isfinite, probabilities)):
+        raise ValueError(
+            f"the model's answer to row {one.row} of {one.language} is not finite: its training diverged, or its "
+            "weights are damaged; fine-tune it again with a lower learning rate, or in float32"
+        )
     record = {
         "language": one.language,
         "row": one.row,

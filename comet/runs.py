@@ -74,6 +74,7 @@ class RunFolder:
         # without its own folder, so that running it again does not run into this one
         run = dataclasses.replace(recipe.run, output=None)
         self.recipe = dataclasses.replace(recipe, run=run)
+        self._notes: dict[str, Any] = {}
         on_main(self._require_resumable if resume else self._require_empty)
 
     @contextlib.contextmanager
@@ -100,11 +101,14 @@ class RunFolder:
                 state = "stopped" if isinstance(error, Interrupted) else "failed"
                 reason = str(error) or type(error).__name__
                 with contextlib.suppress(OSError):
-                    self.write_json(
-                        RECORD, {**record, "state": state, "why": reason, "end": _now()}
-                    )
+                    outcome = {"state": state, "why": reason, "end": _now()}
+                    self.write_json(RECORD, {**record, **self._notes, **outcome})
                 raise
-            self.write_json(RECORD, {**record, "state": "done", "end": _now()})
+            self.write_json(RECORD, {**record, **self._notes, "state": "done", "end": _now()})
+
+    def note(self, **facts: Any) -> None:
+        """Keep facts, as JSON, that run.json records at the run's end."""
+        self._notes.update(facts)
 
     def log(self, line: Mapping[str, Any], name: str = METRICS) -> None:
         """Append one line to metrics.jsonl, or to another such file.

@@ -7,9 +7,10 @@ whether loss and gradient are finite, and for the rest when a line is logged or 
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 import yaml
@@ -129,6 +130,7 @@ class Training:
         self._before_step = before_step
         self._kept = kept
         self.step = 0
+        self.skipped = 0  # of the steps so far
         self.tokens = 0
         self.tokens_per_second: float | None = None  # of the last logged line
         self._bad_in_a_row = 0
@@ -143,11 +145,13 @@ class Training:
         """Train to the last step: log, evaluate, warn, save checkpoints.
 
         Raises:
-            ValueError: loss or gradient were not finite several times in a row; the batch and the checkpoints stay.
+            ValueError: loss or gradient were not finite several times in a row or in every step, or the weights are not
+                finite any more; the batch and the last good checkpoint stay.
             OSError: something cannot be written; the last good checkpoint stays.
             Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
         """
         self.module.train()
+        self.folder.note(skipped_steps=self.skipped)
         progress = Progress(
             self.optimisation.steps,
             self.step,
@@ -167,6 +171,7 @@ class Training:
                     self._save()
                 if stop and not last:
                     raise Interrupted(self._how_to_go_on(), signals.code)
+            self._tell_skipped(progress.say)
 
     def resume(self, step: int | None = None) -> None:
         """Go on from the newest checkpoint of the run folder, from that of `step`, or from the start if it has none.
@@ -197,6 +202,7 @@ class Training:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.batches.load_state_dict(state["batches"])
         self.step, self.tokens = state["step"], state["tokens"]
+        self.skipped = state["skipped"]
         self._bad_in_a_row = state["bad_in_a_row"]
         self._window = Window.restored(tensors, state["window"], self.accelerator)
         self.watching.watch.load_state_dict(state["watch"])
@@ -224,14 +230,15 @@ class Training:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
         self.step += 1
-        if is_bad:
-            self._skip(pieces, losses)
-            return stop
-        self._bad_in_a_row = 0
-        if no_gradient:  # the scaler has left the weights alone
+        if is_bad or no_gradient:  # without a finite gradient a scaler leaves the weights alone
+            self.skipped += 1
             self._window.skipped += 1
+            self.folder.note(skipped_steps=self.skipped)
         else:
             self._window.add(losses, norm, tokens)
+        self._bad_in_a_row = self._bad_in_a_row + 1 if is_bad else 0
+        if self._bad_in_a_row > self.optimisation.skipped_steps:
+            self._give_up(pieces, losses)
         return stop
 
     def _forward_backward(self, pieces: list[Batch]) -> tuple[StepLosses, int]:
@@ -273,16 +280,12 @@ class Training:
         elif not is_bad:
             optimizer.step()
 
-    def _skip(self, pieces: list[Batch], losses: StepLosses) -> None:
-        """Leave out a step without a finite loss or gradient; too many in a row end the run.
+    def _give_up(self, pieces: list[Batch], losses: StepLosses) -> NoReturn:
+        """End a run that had too many steps in a row without a finite loss or gradient.
 
         Raises:
-            ValueError: that was the last one allowed.
+            ValueError: always.
         """
-        self._bad_in_a_row += 1
-        self._window.skipped += 1
-        if self._bad_in_a_row <= self.optimisation.skipped_steps:
-            return
         aside = save_bad_batch(
             self.folder.path,
             self.step,
@@ -291,13 +294,65 @@ class Training:
             process=self.accelerator.process_index,
         )
         raise ValueError(
-            f"loss {losses.total.item()} or its gradient not finite in step {self.step}, the "
-            f"{_ordinal(self._bad_in_a_row)} in a row; its batch is in {aside}; start a run with a lower learning "
-            f"rate or gradient norm, or in float32; what else {self.folder.path} holds is from before"
+            f"training diverged: loss {losses.total.item()} or its gradient not finite in step {self.step}, the "
+            f"{_ordinal(self._bad_in_a_row)} in a row; its batch is in {aside}; {self._remedy()}"
         )
+
+    def _remedy(self) -> str:
+        """What to do about a run that diverged."""
+        return (
+            f"start a run with a lower learning rate (now {self.optimisation.learning_rate:g}) or gradient norm, or "
+            f"in float32; what else {self.folder.path} holds is from before"
+        )
+
+    def _require_finite(self, found: Mapping[str, Any], where: str) -> None:
+        """Refuse measurements of a model that diverged; all processes have the same.
+
+        Raises:
+            ValueError: one of them is not finite.
+        """
+        for name, value in found.items():
+            if isinstance(value, Mapping):
+                self._require_finite(value, f"{where} of {name}")
+            elif isinstance(value, float) and not math.isfinite(value):
+                if self.step == 0:
+                    raise ValueError(
+                        f"{name} is {value} {where} before the first step: the model's answers are not finite; use "
+                        "other weights, or float32"
+                    )
+                raise ValueError(
+                    f"training diverged: {name} is {value} {where} after step {self.step}; {self._remedy()}"
+                )
+
+    def _require_finite_weights(self) -> None:
+        """Refuse to save weights that diverged.
+
+        Raises:
+            ValueError: they are not finite.
+        """
+        finite = [value.isfinite().all() for value in self.module.parameters()]
+        if not torch.stack(finite).all():
+            raise ValueError(
+                f"training diverged: the weights are not finite after step {self.step}; {self._remedy()}"
+            )
+
+    def _tell_skipped(self, say: Callable[[str], None]) -> None:
+        """Say at the end how many steps were skipped.
+
+        Raises:
+            ValueError: all of them.
+        """
+        if self.skipped == self.step:
+            raise ValueError(
+                f"all {self.step} steps were skipped, and nothing was learnt: loss or gradient not finite in each; "
+                f"{self._remedy()}"
+            )
+        if self.skipped:
+            say(f"skipped  {self.skipped} of {self.step} steps: loss or gradient not finite")
 
     def _log(self, progress: Progress) -> None:
         metrics = self._metrics()
+        self._require_finite(metrics, "in training")
         self._window = Window()
         self.folder.log(metrics)
         self.watching.trackers.log(metrics)
@@ -333,7 +388,12 @@ class Training:
         self.tell_evaluation(found, progress.say)
 
     def tell_evaluation(self, found: Evaluation, say: Callable[[str], None]) -> None:
-        """Write down what was measured on held-out text at this step, send it to the trackers, and warn."""
+        """Write down what was measured on held-out text at this step, send it to the trackers, and warn.
+
+        Raises:
+            ValueError: it is not finite.
+        """
+        self._require_finite(found, "on held-out text")
         self.folder.log({"step": self.step, **found}, EVALUATION)
         self.watching.trackers.log_evaluation(self.step, found)
         for warning in self.watching.watch.evaluation(self.step, found):
@@ -341,6 +401,7 @@ class Training:
 
     def _save(self) -> None:
         with self._window.paused():
+            self._require_finite_weights()
             process = self.accelerator.process_index
             generators = gathered(random_tensors(process), self.accelerator)
             positions = gathered(self.batches.state_dict(), self.accelerator)
@@ -348,6 +409,7 @@ class Training:
             state = {
                 "step": self.step,
                 "tokens": self.tokens,
+                "skipped": self.skipped,
                 "bad_in_a_row": self._bad_in_a_row,
                 "batches": merged(positions),
                 "window": rest,

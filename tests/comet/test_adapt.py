@@ -126,6 +126,15 @@ def test_an_interrupted_run_resumes_to_the_same_model(
     assert (tmp_path / "run" / name).read_bytes() == (adapted / name).read_bytes()
 
 
+@pytest.mark.parametrize("steps", ["1", "9"])
+def test_a_rate_that_is_far_too_high_ends_with_one_line(corpus_folder, tmp_path, steps):
+    rate = ["--optimisation.learning_rate", "1e30", "--optimisation.warmup_steps", "0"]
+    output = ["--steps", steps, "--output", str(tmp_path)]
+    with pytest.raises(ValueError, match=r"training diverged: .* step \d.*lower learning rate"):
+        main(["--corpus", str(corpus_folder), *SMALL, *rate, *output])
+    assert not (tmp_path / "model").exists()
+
+
 def test_the_loss_is_cross_entropy_on_the_masked_tokens(tokenizer):
     model = tiny_model("xlm-r", len(tokenizer))
     batch = Masking(tokenizer, 0.4, "masked", 0).collate([[0, *range(4, 30), 2], [0, 9, 8, 2]], 0)

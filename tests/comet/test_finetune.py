@@ -75,6 +75,16 @@ def test_the_model_learns_what_can_be_learnt(run):
     assert read_json(run / "scores-dev.json")["mean"]["weighted_f1"]["mean"] > 0.6
 
 
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_rate_that_is_far_too_high_ends_with_one_line(
+    teacher_folder, sentiment, tmp_path, epochs
+):
+    recipe = recipe_for(teacher_folder, sentiment, epochs=epochs, learning_rate=1e30)
+    with pytest.raises(ValueError, match=r"training diverged: .* step \d.*lower learning rate"):
+        run_finetune(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "seed-0" / "model").exists()
+
+
 def test_fine_tuning_reads_no_test_label_and_dev_alone_chooses(
     teacher_folder, sentiment, run, tmp_path, monkeypatch
 ):

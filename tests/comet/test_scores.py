@@ -304,5 +304,12 @@ def test_predictions_are_read_as_they_were_written(tmp_path):
     assert read_predictions(file)[0].probabilities == (0.333333,)
 
 
+def test_probabilities_that_are_not_finite_are_refused(tmp_path):
+    spoilt = PredictedExample("hau", 7, 0, 0, (0.5, float("nan")))
+    with pytest.raises(ValueError, match="answer to row 7 of hau is not finite: its training div"):
+        write_predictions(tmp_path / "file", [spoilt])
+    assert not (tmp_path / "file").exists()
+
+
 def test_a_thousand_resamples_or_more():
     assert scores.RESAMPLES >= 1000

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from comet.runs import RunFolder
 from comet.trackers import Trackers
 from comet.training import Training, Watching, merged, warmup_and_decay
 from comet.watch import Watch
+from comet.window import Window
 
 
 def groups_of(optimizer, names):
@@ -144,7 +146,7 @@ RECIPE = DistillRecipe(
 )
 
 
-def training_of(folder, batches, tokenizer, *, resume=False, evaluate=dict):
+def training_of(folder, batches, tokenizer, *, resume=False, evaluate=dict, **optimisation):
     run = RunFolder(folder, RECIPE, resume=resume)
     folder.mkdir(exist_ok=True)
     (folder / "recipe.yaml").write_text("")
@@ -157,8 +159,8 @@ def training_of(folder, batches, tokenizer, *, resume=False, evaluate=dict):
         evaluate=evaluate,
     )
     return Training(
-        Quadratic(), batches, RECIPE.optimisation, RECIPE.run, run, make_accelerator("float32"),
-        watching,
+        Quadratic(), batches, replace(RECIPE.optimisation, **optimisation), RECIPE.run, run,
+        make_accelerator("float32"), watching,
     )  # fmt: skip
 
 
@@ -201,7 +203,9 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(tmp_path, tokenizer
     assert "skipped" not in first
     assert second["skipped"] == 1
     assert second["tokens"] == 6
-    assert "1 of the steps up to 4 skipped" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 of the steps up to 4 skipped" in said
+    assert "skipped  1 of 6 steps" in said
 
 
 def test_a_gradient_that_a_scale_overflows_is_skipped_without_ending_the_run(tmp_path, tokenizer):
@@ -215,6 +219,90 @@ def test_a_gradient_that_a_scale_overflows_is_skipped_without_ending_the_run(tmp
     assert written[0]["grad_norm"] == pytest.approx(3.5)  # of the second step alone, unscaled
     assert training.accelerator.scaler.get_scale() < 2.0**127
     assert training.module.weight.item() > 0
+
+
+def recorded(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_a_run_records_how_many_steps_were_skipped_before_and_after_it_was_resumed(
+    tmp_path, tokenizer
+):
+    stopped = training_of(tmp_path / "run", Fixed(spoilt=[2, 4, 5]), tokenizer)
+    with pytest.raises(ValueError, match="not finite in step 5"), stopped.folder.recorded():
+        stopped.train()
+    assert recorded(tmp_path / "run")["state"] == "failed"
+    assert recorded(tmp_path / "run")["skipped_steps"] == 3
+    resumed = training_of(tmp_path / "run", Fixed(spoilt=[5]), tokenizer, resume=True)
+    with resumed.folder.recorded():
+        resumed.resume()
+        resumed.train()
+    assert recorded(tmp_path / "run")["state"] == "done"
+    assert recorded(tmp_path / "run")["skipped_steps"] == 2  # steps 2 and 5, of step 3's checkpoint
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_run_that_never_changed_its_weights_fails(tmp_path, tokenizer, scaled):
+    spoilt = [] if scaled else range(1, 7)
+    training = training_of(tmp_path / "run", Fixed(spoilt=spoilt), tokenizer, skipped_steps=9)
+    if scaled:
+        training.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        training.accelerator.scaler.set_backoff_factor(1 - 1e-7)
+    expected = pytest.raises(ValueError, match="all 6 steps were skipped, and nothing was learnt")
+    with expected, training.folder.recorded():
+        training.train()
+    assert training.module.weight == 0
+    assert recorded(tmp_path / "run")["state"] == "failed"
+    assert recorded(tmp_path / "run")["skipped_steps"] == 6
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e39])
+def test_a_rate_that_is_far_too_high_is_named_with_the_step(tmp_path, tokenizer, rate):
+    training = training_of(tmp_path / "run", Fixed(), tokenizer, learning_rate=rate)
+    message = (
+        "^training diverged: loss inf or its gradient not finite in step 3, the second in a row"
+    )
+    with pytest.raises(ValueError, match=message) as raised:
+        training.train()
+    assert f"lower learning rate (now {rate:g})" in str(raised.value)
+
+
+def test_sums_that_overflow_end_a_run(tmp_path, tokenizer, monkeypatch):
+    training = training_of(tmp_path / "run", Fixed(), tokenizer)
+    metrics = Window.metrics
+    monkeypatch.setattr(
+        Window, "metrics", lambda *given: {**metrics(*given), "kd/hau": float("inf")}
+    )
+    with pytest.raises(
+        ValueError, match=r"^training diverged: kd/hau is inf in training after step 2"
+    ):
+        training.train()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, tokenizer):
+    training = training_of(tmp_path / "run", Fixed(), tokenizer)
+    training._before_step = lambda step, _: step == 5 and training._optimizers["adamw"].register_step_post_hook(
+        lambda *_: training.module.weight.data.fill_(float("nan"))
+    )  # fmt: skip
+    with pytest.raises(
+        ValueError, match="diverged: the weights are not finite after step 6; start"
+    ):
+        training.train()
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-3"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_measurements_that_are_not_finite_end_a_run(tmp_path, tokenizer, value):
+    found = {"hau": {"kl": 1.0, "attention_mse": None}, "swa": {"kl": value}}
+    training = training_of(tmp_path / "run", Fixed(), tokenizer)
+    with pytest.raises(ValueError, match=f"kl is {value} on held-out text of swa before the first"):
+        training.tell_evaluation(found, print)
+    training.train()
+    message = f"diverged: kl is {value} on held-out text of swa after step 6; start a run with a lo"
+    with pytest.raises(ValueError, match=message):
+        training.tell_evaluation(found, print)
+    assert not (tmp_path / "run" / "evaluation.jsonl").exists()
 
 
 def test_too_many_in_a_row_end_the_run_with_the_batch_saved(tmp_path, tokenizer):
