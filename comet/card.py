@@ -10,6 +10,7 @@ was written; one that was edited since is left alone. Nothing asks the hub but t
 import argparse
 import hashlib
 import re
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -76,7 +77,10 @@ def describing(home: Path) -> Callable[[Path], None]:
 
     def describe(partial: Path) -> None:
         try:
-            write_text(partial / README, card(partial, home))
+            if is_edited(home):  # its author's words stay
+                shutil.copyfile(home / README, partial / README)
+            else:
+                write_text(partial / README, card(partial, home))
         except Exception as error:  # what was trained is worth more than its description
             say(f"warning: {home} has no {README} ({error}); python -m {PROGRAM} {home} writes it")
 

@@ -67,7 +67,8 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if {path.name for path in old.iterdir()} <= {TENSORS, STATE, CHECKSUMS}:  # nobody else's
+            shutil.rmtree(old)
     return final
 
 

@@ -28,8 +28,8 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
 
 def cache_folder() -> Path:
     """Where what is made once is kept for other runs: `$COMET_CACHE`, else `comet` in the user's cache folder."""
-    if "COMET_CACHE" in os.environ:
-        return Path(os.environ["COMET_CACHE"])
+    if given := os.environ.get("COMET_CACHE"):
+        return Path(given)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "comet"
 

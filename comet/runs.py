@@ -30,6 +30,7 @@ from comet.configuration import Given, build, contradiction, read_recipe, to_yam
 from comet.durable import write_text
 from comet.environment import commit, peak_resident_bytes, versions
 from comet.interruption import Interrupted
+from comet.names import path_component
 from comet.processes import on_main, this_process
 
 RECIPE, RECORD, METRICS, EVALUATION = "recipe.yaml", "run.json", "metrics.jsonl", "evaluation.jsonl"
@@ -203,6 +204,7 @@ def resolve(recipe_class: type, given: Given, program: str) -> tuple[Path, Any]:
 def _resolve(recipe_class: type, given: Given, program: str) -> tuple[Path, Any]:
     output = given.content.get("run", {}).get("output")
     name = Path(given.recipe).stem if given.recipe else program.split(".")[-1]
+    name = path_component(name, "--recipe") if output is None else name
     folder = Path(output) if output else _numbered(Path("runs") / name, resume=given.resume)
     if not given.resume:
         return folder, build(recipe_class, given.content)

@@ -317,6 +317,7 @@ def load_tokenizer(
     for kind in ("mask_token_id", "pad_token_id"):
         if getattr(tokenizer, kind) is None:
             raise ValueError(f"{flag}: the tokenizer of {name_or_folder} has no {kind[:-9]} token")
+    tokenizer.chat_template = None  # saving one writes files of whatever names it lists
     return cast(PreTrainedTokenizerFast, tokenizer)
 
 

@@ -20,9 +20,11 @@ from transformers import (
 )
 
 from comet.batch import Batch
+from comet.configuration import require
 from comet.corpus.documents import composed
 from comet.durable import write_json
 from comet.finetune_recipe import TunedModelRecipe
+from comet.names import path_component
 from comet.students import (
     DROPOUTS,
     count_parameters,
@@ -103,6 +105,16 @@ class ModelCard:
     step: int
     size: dict[str, int] | None
 
+    def require_sound(self) -> None:
+        """Refuse a seed or languages that cannot name files.
+
+        Raises:
+            ValueError: one cannot.
+        """
+        require(type(self.seed) is int and self.seed >= 0, "seed", self.seed, "a whole number")
+        for language in self.languages:
+            path_component(language, "languages")
+
     def write(self, folder: Path) -> None:
         """Write it into a model's folder, whole or not at all."""
         write_json(folder / CARD, asdict(self))
@@ -116,6 +128,7 @@ def read_card(folder: Path, *, flag: str = "--model") -> ModelCard:
     """
     try:
         card = ModelCard(**json.loads((folder / CARD).read_text("utf-8")))
+        card.require_sound()
         return replace(card, labels=[composed(label) for label in card.labels])
     except FileNotFoundError:
         hint = ""

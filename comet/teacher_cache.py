@@ -35,6 +35,7 @@ from comet.cache_files import (
     fingerprint_of_weights,
 )
 from comet.configuration import contradiction
+from comet.names import path_component
 from comet.processes import on_main
 from comet.recipe import DistillRecipe
 from comet.students import load_tokenizer
@@ -367,6 +368,8 @@ def read_index(folder: Path) -> dict[str, Any]:
             f"--teacher-cache: {folder} has format {found}, this version reads {FORMAT}; make it again with "
             "python -m comet.cache_teacher"
         )
+    for name in [*index["files"], *(shard["name"] for shard in index["shards"])]:
+        path_component(name, f"--teacher-cache: {folder / INDEX}")
     return index
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from comet.durable import write_json
+from comet.names import path_component
 from comet.students import said_plainly, saved_class
 
 _WEIGHTS = "model.safetensors"
@@ -87,7 +88,7 @@ def _weight_files(folder: Path) -> list[Path]:
     """
     if (folder / _INDEX).is_file():
         named = json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(named))]
+        return [folder / path_component(name, f"--model: {_INDEX}") for name in sorted(set(named))]
     if not (folder / _WEIGHTS).is_file():
         raise ValueError(f"--model: {folder} holds no {_WEIGHTS}; save the model as safetensors")
     return [folder / _WEIGHTS]

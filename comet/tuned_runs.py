@@ -8,6 +8,7 @@ from pathlib import Path
 from comet.configuration import build, read_recipe
 from comet.durable import checksum
 from comet.finetune_recipe import FinetuneRecipe
+from comet.names import path_component
 from comet.runs import RECIPE, RECORD
 from comet.task_model import CARD, ModelCard, read_card
 from comet.tasks import Task
@@ -80,9 +81,13 @@ class TunedSystem:
 
 
 def member_folder(run: Path, seed: int, language: str | None) -> Path:
-    """Where one model of a run is trained."""
+    """Where one model of a run is trained.
+
+    Raises:
+        ValueError: the language's name cannot be a folder's.
+    """
     folder = run / f"seed-{seed}"
-    return folder if language is None else folder / language
+    return folder if language is None else folder / path_component(language, "language")
 
 
 def is_done(folder: Path) -> bool:

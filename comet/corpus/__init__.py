@@ -18,6 +18,7 @@ from comet.corpus.memory import InMemory
 from comet.corpus.mixing import Source, TextStream, probabilities
 from comet.corpus.problems import Problems
 from comet.corpus.streamed import Streamed
+from comet.names import path_component
 from comet.toy import LANGUAGES as TOY_LANGUAGES
 from comet.toy import toy_sentences
 
@@ -216,7 +217,10 @@ def _madlad_folders(path: str, base: str | None) -> list[tuple[str, str]]:
         raise ValueError(
             f"corpus: got {path!r}, expected languages after the colon: madlad400:ha,ig"
         )
-    return [(code, base or f"{MADLAD_400}@{revision}/data") for code in dict.fromkeys(codes)]
+    return [
+        (path_component(code, f"corpus: {path}"), base or f"{MADLAD_400}@{revision}/data")
+        for code in dict.fromkeys(codes)
+    ]
 
 
 def _wanted(languages: Sequence[str] | None, offered: set[str]) -> list[str]:

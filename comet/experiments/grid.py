@@ -23,6 +23,7 @@ from comet.experiments.written import (
     slug,
     written_grid,
 )
+from comet.names import path_component
 
 PUBLISHED = Path(__file__).parent.parent / "report" / "published.yaml"
 MODELS = ("distilled", "mlm", "random", "teacher", "tfidf")
@@ -247,6 +248,7 @@ def _cell(
     refuse_unknown({key.partition(".")[0]: None for key in content}, _CELL_KEYS, where, "key")
     if "," in name or not slug(name):
         raise ValueError(f"{where}: a cell's name has letters or digits, and no comma")
+    path_component(slug(name), where)
     own = {key: value for key, value in content.items() if "." in key}
     settings = dict(shared)
     for stage in ("distill", "mlm", "finetune"):

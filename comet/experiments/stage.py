@@ -16,7 +16,6 @@ import fcntl
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from typing import Any, Literal
 import yaml
 
 from comet.configuration import contradiction
-from comet.durable import write_json, write_text
+from comet.durable import remove_unfinished, write_json, write_text
 from comet.experiments.written import Content
 from comet.runs import RECIPE, RECORD
 from comet.teacher_cache import INDEX
@@ -310,9 +309,9 @@ def _write_recipe(stage: Stage) -> None:
 
 
 def _clear(stage: Stage) -> None:
-    """Remove what a run left that was killed before it wrote its recipe: nothing, but no empty folder either."""
+    """Remove what a run left that was killed before it wrote its recipe."""
     if stage.content is not None and not stage.has_begun:
-        shutil.rmtree(stage.path, ignore_errors=True)
+        remove_unfinished(stage.path)
 
 
 def _seconds_so_far(stage: Stage) -> float:

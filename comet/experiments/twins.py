@@ -1,6 +1,5 @@
 """Twins of a distilled student: the same untrained weights, and the recipe to train them by MLM alone."""
 
-import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,6 @@ def make_untrained(recipe: DistillRecipe, teacher: str, folder: Path) -> None:
         lambda: first_batches(open_text(recipe.corpus, recipe.run.seed), masking, recipe),
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
     save_model(student, tokenizer, folder)
 
 

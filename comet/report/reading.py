@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
+from comet.names import path_inside
 from comet.runs import EVALUATION, METRICS, RECIPE, RECORD
 
 EXPERIMENT = "experiment.json"
@@ -185,7 +186,7 @@ def _take_experiment(folder: Path, material: Material, seen: set[Path]) -> None:
         if cell.get("scores") is None:
             continue
         _check_scores(cell["scores"], f"cell {label} of {file}")
-        place = (folder / cell["scores_file"]).parent
+        place = path_inside(folder, cell["scores_file"], f"RUN: cell {label} of {file}").parent
         material.scores.append(Scores(label, place, cell["scores"], cell["model"]))
         seen.add(place.resolve() / "scores")
     for inner in _run_folders(folder):

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from comet.corpus.documents import UNDETERMINED, language_code
+from comet.names import path_component
 from comet.tasks.files import split_names
 from comet.tasks.recipe import TaskRecipe
 from comet.tasks.rows import Columns, LeftOut, Row, row_of
@@ -85,7 +86,7 @@ def _configurations(
                 "--task.language_column which row is which"
             )
         only = wanted[0] if wanted else language_code(given or UNDETERMINED)
-        return [(only, given)]
+        return [(path_component(only, f"task.data: configuration of {name}"), given)]
     try:
         offered = list(datasets.get_dataset_config_names(name))
     except Exception as error:  # the hub and the library have exceptions of their own

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from comet.corpus.documents import composed, language_code
+from comet.names import path_component
 from comet.tasks.entities import OUTSIDE, is_bio
 from comet.tasks.files import find_files
 from comet.tasks.hub import HUB, hub_rows, is_on_hub
@@ -78,7 +79,8 @@ def _codes(languages: Sequence[str] | None) -> list[str] | None:
     """Three-letter codes, each once, in the given order."""
     if languages is None:
         return None
-    return list(dict.fromkeys(language_code(name) for name in languages))
+    names = (path_component(name, "task.languages") for name in languages)
+    return list(dict.fromkeys(language_code(name) for name in names))
 
 
 def _name(recipe: TaskRecipe) -> str:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from comet.corpus.documents import composed
 from comet.corpus.lines import clean
 from comet.corpus.problems import Problem
+from comet.names import path_component
 from comet.tasks.recipe import TaskRecipe
 
 TABLES = (".tsv", ".csv", ".jsonl")
@@ -132,7 +133,7 @@ def row_of(line: int, record: Mapping[str, Any], columns: Columns, *, is_token: 
         language = record.get(columns.language)
         if not isinstance(language, str) or not language.strip():
             raise ValueError(f"no language in {columns.language}")
-        language = language.strip()
+        language = path_component(language.strip(), f"language in {columns.language}")
     if not is_token:
         return Row(line, clean(text), _label(label, columns.label), language)
     if not isinstance(text, list) or not isinstance(label, list):
