@@ -25,6 +25,7 @@ from comet.cache_writer import Kept, Reader, Writer, write_held_out, write_steps
 from comet.configuration import CommandParser, build, parse_command, run_command
 from comet.corpus import Corpus
 from comet.distill import SHORTCUTS
+from comet.formats import stamp
 from comet.frozen import round_weights
 from comet.processes import make_accelerator
 from comet.recipe import DistillRecipe
@@ -61,7 +62,7 @@ def cache_teacher(recipe: DistillRecipe, folder: Path, kept: Kept, steps: int) -
     name, revision = teacher_of(recipe, recipe.teacher.model or quickstart.toy_teacher(), corpus)
     tokenizer = load_tokenizer(name, revision=revision)
     identity = {
-        "format": FORMAT,
+        **stamp(FORMAT),
         "made_from": {
             "teacher": fingerprint_of_weights(name, revision),
             "tokenizer": fingerprint_of_tokenizer(tokenizer),

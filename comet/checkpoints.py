@@ -2,7 +2,7 @@
 
 step-N/tensors.safetensors   model, projection, optimizers, random generators, sums since the last logged line
 step-N/state.json            step, position in the corpus, schedules, the recipe
-step-N/checksums.json        SHA-256 of both
+step-N/checksums.json        SHA-256 of both, format, version of Comet
 """
 
 import json
@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from comet.durable import checksum, replace_folder
+from comet.formats import NewerFormatError, require_known_format, stamp
 
+FORMAT = 2  # 1 had no number, and named neither inputs nor environment
 TENSORS, STATE, CHECKSUMS = "tensors.safetensors", "state.json", "checksums.json"
 
 
@@ -51,7 +53,7 @@ def save_checkpoint(
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial / TENSORS)
         (partial / STATE).write_text(json.dumps(dict(state)), encoding="utf-8")
         sums = {name: checksum(partial / name) for name in (TENSORS, STATE)}
-        (partial / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
+        (partial / CHECKSUMS).write_text(json.dumps(stamp(FORMAT) | sums), encoding="utf-8")
         replace_folder(partial, final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -83,18 +85,20 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         DamagedCheckpointError: a file is missing or is not what was written.
+        NewerFormatError: a later version of Comet wrote it.
     """
     try:
         sums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
+        require_known_format(f"--resume: {path}", sums, FORMAT)
         for name in (TENSORS, STATE):
             if sums[name] != checksum(path / name):
                 raise DamagedCheckpointError(
                     f"{path / name} is not what was written: its checksum differs"
                 )
         return load_file(path / TENSORS), json.loads((path / STATE).read_text(encoding="utf-8"))
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        if isinstance(error, DamagedCheckpointError):
-            raise
+    except (DamagedCheckpointError, NewerFormatError):
+        raise
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
         raise DamagedCheckpointError(
             f"{path} cannot be read ({type(error).__name__}: {error})"
         ) from error

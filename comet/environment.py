@@ -1,4 +1,4 @@
-"""Where a run takes place: versions of packages, the commit of the source, memory at its peak, the user's cache."""
+"""Where a run takes place: versions, hardware, the commit of the source, memory at its peak, the user's cache."""
 
 import contextlib
 import os
@@ -7,10 +7,25 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+import torch
+
+import comet
+
+_PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "tokenizers",
+    "huggingface_hub",
+    "accelerate",
+    "numpy",
+)
+_COMPUTING = ("comet", "torch", "triton", "transformers", "tokenizers", "numpy")
 STATUS = Path("/proc/self/status")
 MEMORY = Path("/proc/meminfo")
 
@@ -24,6 +39,57 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package] = None
     return found
+
+
+def environment(processes: int = 1) -> dict[str, Any]:
+    """Versions, commit and hardware, as a run records them.
+
+    Args:
+        processes: how many share the work.
+    """
+    hardware: dict[str, Any] = {
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
+    if torch.cuda.is_available():
+        hardware["gpu"] = torch.cuda.get_device_name()
+    return {
+        "versions": {"python": platform.python_version(), "comet": comet.__version__}
+        | versions(_PACKAGES),
+        "commit": commit(),
+        "hardware": hardware,
+    }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of two environments can change the last bits of a result, as in `torch 2.13.0 (before: 2.9.0)`.
+
+    Args:
+        before: as `environment` gave it, also in an earlier version, which named less.
+        now: likewise.
+    """
+    return [
+        f"{name} {new or 'none'} (before: {old or 'none'})"
+        for name, old, new in _pairs(before, now)
+        if old != new
+    ]
+
+
+def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Name, then value before and now, of what both name."""
+    old, new = before.get("versions") or {}, now.get("versions") or {}
+    for name in _COMPUTING:
+        if name in old and name in new:
+            yield name, old[name], new[name]
+    old, new = before.get("hardware") or {}, now.get("hardware") or {}
+    for name in ("machine", "threads", "processes", "instructions"):
+        if name in old and name in new:
+            yield name, old[name], new[name]
+    if old and new:  # a machine without a GPU does not name it
+        yield "gpu", old.get("gpu"), new.get("gpu")
 
 
 def cache_folder() -> Path:

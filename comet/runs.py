@@ -1,7 +1,8 @@
 """The run folder: recipe, record of versions and outcome, metrics; what another run wrote there is never overwritten.
 
 recipe.yaml          the resolved recipe: running it again repeats the run
-run.json             versions, commit, hardware, start, end, state: running | done | failed (and why)
+run.json             versions, commit, hardware, end, state: running | done | failed (and why), of the latest segment;
+                     start of the first; `segments`, the same of each time that it was started or resumed
 metrics.jsonl        one line per logged step
 evaluation.jsonl     one line per evaluation on held-out text
 checkpoints/step-N/  resumable
@@ -11,10 +12,9 @@ Several processes share one folder: only the main one writes.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
-import os
-import platform
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
@@ -25,13 +25,12 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-import comet
 from comet.configuration import Given, build, contradiction, read_recipe, to_yaml
 from comet.durable import write_text
-from comet.environment import commit, peak_resident_bytes, versions
+from comet.environment import differences, environment, peak_resident_bytes
 from comet.interruption import Interrupted
 from comet.names import path_component
-from comet.processes import on_main, this_process
+from comet.processes import on_main, say, this_process
 
 RECIPE, RECORD, METRICS, EVALUATION = "recipe.yaml", "run.json", "metrics.jsonl", "evaluation.jsonl"
 LOCK = ".lock"
@@ -44,15 +43,6 @@ MAY_CHANGE = frozenset(  # on resuming, as it changes no result
         "run.output",
         "run.trackers",
     }
-)
-_PACKAGES = (
-    "torch",
-    "triton",
-    "transformers",
-    "tokenizers",
-    "huggingface_hub",
-    "accelerate",
-    "numpy",
 )
 
 
@@ -75,8 +65,14 @@ class RunFolder:
         # without its own folder, so that running it again does not run into this one
         run = dataclasses.replace(recipe.run, output=None)
         self.recipe = dataclasses.replace(recipe, run=run)
-        self._notes: dict[str, Any] = {}
+        self._before: dict[str, Any] = {}
+        self._record: dict[str, Any] = {}
         on_main(self._require_resumable if resume else self._require_empty)
+
+    @functools.cached_property
+    def environment(self) -> dict[str, Any]:
+        """Versions, commit and hardware of this segment of the run."""
+        return environment(this_process().num_processes)
 
     @contextlib.contextmanager
     def recorded(self, **facts: Any) -> Iterator[None]:
@@ -94,22 +90,47 @@ class RunFolder:
             return
         with self._locked():
             self._write(RECIPE, to_yaml(self.recipe))
-            record = {"state": "running", "start": _now(), **_environment(), **facts}
-            self.write_json(RECORD, record)
+            self._before = read_record(self.path)
+            self._record = begun(self._before, {**self.environment, "command": sys.argv})
+            self._record |= facts
+            self.write_json(RECORD, self._record)
             try:
                 yield
             except BaseException as error:
                 state = "stopped" if isinstance(error, Interrupted) else "failed"
-                reason = str(error) or type(error).__name__
                 with contextlib.suppress(OSError):
-                    outcome = {"state": state, "why": reason, "end": _now()}
-                    self.write_json(RECORD, {**record, **self._notes, **outcome})
+                    self._end(state=state, why=str(error) or type(error).__name__)
                 raise
-            self.write_json(RECORD, {**record, **self._notes, "state": "done", "end": _now()})
+            self._end(state="done")
+
+    def begin_at(self, step: int) -> None:
+        """Record the steps that were done when this segment of the run began to train."""
+        if self._record:
+            self._record["segments"][-1]["step"] = step
+            self.write_json(RECORD, self._record)
 
     def note(self, **facts: Any) -> None:
         """Keep facts, as JSON, that run.json records at the run's end."""
-        self._notes.update(facts)
+        if self._record:
+            self._record |= facts
+
+    def tell_differences(self, before: Mapping[str, Any] | None) -> None:
+        """Say in a line what changed since a checkpoint was written that can change the last bits of the result.
+
+        Args:
+            before: the environment as the checkpoint has it; None where that names none, so that run.json's counts.
+        """
+        found = differences(before or (segments_of(self._before) or [{}])[-1], self.environment)
+        if found:
+            say(
+                f"warning: resumed with {', '.join(found)}: the result may differ in its last bits from that of a run "
+                "that was not stopped"
+            )
+
+    def _end(self, **outcome: str) -> None:
+        outcome["end"] = _now()
+        self._record["segments"][-1] |= outcome
+        self.write_json(RECORD, self._record | outcome)
 
     def log(self, line: Mapping[str, Any], name: str = METRICS) -> None:
         """Append one line to metrics.jsonl, or to another such file.
@@ -192,6 +213,40 @@ class RunFolder:
             raise ValueError(f"--resume: the run in {self.path} is done")
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """run.json of a run; empty where it cannot be read, so that the run counts as killed at its very start."""
+    try:
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def begun(before: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run that is started, or resumed after what its record says of before.
+
+    Args:
+        before: that record; empty where the run is new.
+        environment: of this segment.
+    """
+    segments = [dict(one) for one in segments_of(before)]
+    for one in segments:
+        if one.get("state") == "running":  # nobody lived to record its end
+            one["state"] = "killed"
+    segment = {"state": "running", "start": _now(), **environment}
+    start = before.get("start", segment["start"])
+    return {**segment, "start": start, "segments": [*segments, segment]}
+
+
+def segments_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What run.json says of each time that a run was started or resumed: start, end, state, versions, hardware."""
+    found = record.get("segments")
+    if isinstance(found, list):
+        return [one for one in found if isinstance(one, Mapping)]
+    whole = ("state", "why", "start", "end", "versions", "commit", "hardware", "command")
+    return [{name: record[name] for name in whole if name in record}] if record else []
+
+
 def resolve(recipe_class: type, given: Given, program: str) -> tuple[Path, Any]:
     """The run folder and the recipe of a command; a resumed run keeps the recipe that lies in its folder.
 
@@ -264,23 +319,6 @@ def _unwritable(path: Path, error: OSError) -> OSError:
         f"cannot write {path}: {error.strerror or error}; make room or the folder writable; what lies there stays, "
         "and a run with a checkpoint goes on with --resume"
     )
-
-
-def _environment() -> dict[str, Any]:
-    hardware: dict[str, Any] = {
-        "machine": platform.machine(),
-        "processors": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-    if torch.cuda.is_available():
-        hardware["gpu"] = torch.cuda.get_device_name()
-    return {
-        "versions": {"python": platform.python_version(), "comet": comet.__version__}
-        | versions(_PACKAGES),
-        "commit": commit(),
-        "hardware": hardware,
-        "command": sys.argv,
-    }
 
 
 def _now() -> str:

@@ -24,6 +24,7 @@ from comet.configuration import require
 from comet.corpus.documents import composed
 from comet.durable import write_json
 from comet.finetune_recipe import TunedModelRecipe
+from comet.formats import NewerFormatError, require_known_format, stamp
 from comet.names import path_component
 from comet.students import (
     DROPOUTS,
@@ -37,6 +38,7 @@ from comet.tap import Attention, AttentionSink, Layer, layer_index, tap_attentio
 from comet.tasks import Task
 
 CARD = "comet.json"
+FORMAT = 1  # of the card and the model next to it
 HEADS = {
     "sequence": AutoModelForSequenceClassification,
     "token": AutoModelForTokenClassification,
@@ -117,19 +119,23 @@ class ModelCard:
 
     def write(self, folder: Path) -> None:
         """Write it into a model's folder, whole or not at all."""
-        write_json(folder / CARD, asdict(self))
+        write_json(folder / CARD, stamp(FORMAT) | asdict(self))
 
 
 def read_card(folder: Path, *, flag: str = "--model") -> ModelCard:
     """What a fine-tuned model was trained on.
 
     Raises:
-        ValueError: the folder holds no such model.
+        ValueError: the folder holds no such model, or a later version of Comet wrote it.
     """
     try:
-        card = ModelCard(**json.loads((folder / CARD).read_text("utf-8")))
+        content = json.loads((folder / CARD).read_text("utf-8"))
+        require_known_format(f"{flag}: {folder}", content, FORMAT)
+        card = ModelCard(**{key: content[key] for key in content if key not in stamp(FORMAT)})
         card.require_sound()
         return replace(card, labels=[composed(label) for label in card.labels])
+    except NewerFormatError:
+        raise
     except FileNotFoundError:
         hint = ""
         found = sorted(folder.glob(f"**/{CARD}"))
@@ -138,7 +144,7 @@ def read_card(folder: Path, *, flag: str = "--model") -> ModelCard:
         raise ValueError(
             f"{flag}: {folder} holds no fine-tuned model ({CARD}){hint}; `python -m comet.finetune` makes one"
         ) from None
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{flag}: cannot read {folder / CARD}: {error}") from error
 
 

@@ -35,6 +35,7 @@ from comet.cache_files import (
     fingerprint_of_weights,
 )
 from comet.configuration import contradiction
+from comet.formats import NewerFormatError, require_known_format
 from comet.names import path_component
 from comet.processes import on_main
 from comet.recipe import DistillRecipe
@@ -354,20 +355,19 @@ def read_index(folder: Path) -> dict[str, Any]:
     """index.json of a cache, finished or not.
 
     Raises:
-        ValueError: there is none, or it is of another format.
+        ValueError: there is none, or a later version of Comet wrote it.
     """
     try:
         index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        found = index["format"]
+        require_known_format(
+            f"--teacher-cache: {folder}", {**index, "format": index["format"]}, FORMAT
+        )
+    except NewerFormatError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"--teacher-cache: {folder} holds no teacher cache; python -m comet.cache_teacher makes one"
         ) from error
-    if found != FORMAT:
-        raise ValueError(
-            f"--teacher-cache: {folder} has format {found}, this version reads {FORMAT}; make it again with "
-            "python -m comet.cache_teacher"
-        )
     for name in [*index["files"], *(shard["name"] for shard in index["shards"])]:
         path_component(name, f"--teacher-cache: {folder / INDEX}")
     return index

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from comet.corpus.documents import composed
 from comet.durable import replace_folder
+from comet.formats import NewerFormatError, require_known_format, stamp
 
 if TYPE_CHECKING:  # imported where it is used, as it takes seconds that other models need not wait
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -128,7 +129,7 @@ class TfidfModel:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         ngrams = self._vectorizer.get_feature_names_out().tolist()
-        settings = {"format": FORMAT, "labels": self.labels, "languages": self.languages}
+        settings = stamp(FORMAT) | {"labels": self.labels, "languages": self.languages}
         for name, content in ((SETTINGS, settings), (VOCABULARY, ngrams)):
             (partial / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         tensors = {
@@ -151,6 +152,7 @@ class TfidfModel:
         require_current(folder)
         try:
             settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+            require_known_format(f"--model: {folder}", settings, FORMAT)
             ngrams = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
             tensors = load_file(folder / WEIGHTS)
             model = cls(settings["labels"], settings["languages"])
@@ -159,6 +161,8 @@ class TfidfModel:
             vectorizer.idf_ = tensors["idf"]
             if model._weights_LV.shape != (len(model.labels), len(ngrams)):
                 raise ValueError(f"weights of shape {model._weights_LV.shape}")
+        except NewerFormatError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ValueError(f"--model: {folder} holds no TF-IDF model ({error})") from error
         model._vectorizer = vectorizer

@@ -152,6 +152,7 @@ class Training:
         """
         self.module.train()
         self.folder.note(skipped_steps=self.skipped)
+        self.folder.begin_at(self.step)
         progress = Progress(
             self.optimisation.steps,
             self.step,
@@ -187,6 +188,7 @@ class Training:
             if loaded is None:
                 return None
             require_same_recipe(self.folder.recipe, loaded[1]["recipe"])
+            self.folder.tell_differences(loaded[1].get("environment"))
             tensors = loaded[0]
             return loaded[1]
 
@@ -202,7 +204,7 @@ class Training:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.batches.load_state_dict(state["batches"])
         self.step, self.tokens = state["step"], state["tokens"]
-        self.skipped = state["skipped"]
+        self.skipped = state.get("skipped", 0)  # format 1 counted none
         self._bad_in_a_row = state["bad_in_a_row"]
         self._window = Window.restored(tensors, state["window"], self.accelerator)
         self.watching.watch.load_state_dict(state["watch"])
@@ -416,6 +418,7 @@ class Training:
                 "watch": self.watching.watch.state_dict(),
                 "scaler": self.accelerator.scaler.state_dict() if self._scaled else None,
                 "recipe": yaml.safe_load(to_yaml(self.folder.recipe)),
+                "environment": self.folder.environment,
             }
             tensors = {**module_tensors(self.module), **sums}
             if self._kept is not None:

@@ -274,7 +274,7 @@ def _run_facts(run: Run) -> dict[str, Any]:
         "run": run,
         "state": record.get("state", "not known"),
         "start": str(record.get("start", "–"))[:16].replace("T", " "),
-        "took": words.duration(words.between(record.get("start"), record.get("end"))),
+        "took": words.duration(words.taken(record)),
         "model": _model_in_words(run),
         "data": ", ".join(str(one) for one in data if one),
         "fingerprint": fingerprint[:_SHORT] if isinstance(fingerprint, str) else "",

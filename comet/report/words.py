@@ -1,7 +1,10 @@
 """Numbers as readers see them."""
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from comet.runs import segments_of
 
 if TYPE_CHECKING:  # which draws, with a library that words do without
     from comet.report.figures import Figure
@@ -78,6 +81,13 @@ def between(start: str | None, end: str | None) -> float | None:
         return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
     except ValueError:
         return None
+
+
+def taken(record: Mapping[str, Any]) -> float | None:
+    """Seconds that a run took, of all times that it was started or resumed; None where none of them ended."""
+    found = (between(one.get("start"), one.get("end")) for one in segments_of(record))
+    known = [seconds for seconds in found if seconds is not None]
+    return sum(known) if known else None
 
 
 def listed(names: list[str]) -> str:

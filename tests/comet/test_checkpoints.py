@@ -1,3 +1,4 @@
+import json
 import random
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
+import comet
 from comet import checkpoints
 from comet.checkpoints import (
     load_checkpoint,
@@ -87,6 +89,23 @@ def test_the_only_checkpoint_damaged_is_said_and_a_missing_step_named(tmp_path):
         load_chosen(tmp_path, 4)
     (path / "state.json").write_text("{}")
     with pytest.raises(ValueError, match="there is none before it"):
+        load_chosen(tmp_path, None)
+
+
+def test_an_older_format_loads_and_a_newer_one_is_refused_by_the_version_that_wrote_it(tmp_path):
+    path = save(tmp_path, 3) / "checksums.json"
+    stored = json.loads(path.read_text())
+    assert (stored["format"], stored["comet"]) == (2, comet.__version__)
+    without = {name: sum for name, sum in stored.items() if name not in ("format", "comet")}
+    path.write_text(json.dumps(without))  # as before there were formats
+    assert load_checkpoint(tmp_path / "step-3")[1] == {"step": 3}
+    path.write_text(json.dumps({"format": 3, "comet": "9.1", "files": "elsewhere"}))
+    with pytest.raises(
+        ValueError, match=r"step-3 has format 3, written by Comet 9\.1; this is Comet .* update it"
+    ):
+        load_chosen(tmp_path, None)
+    path.write_text(json.dumps({**stored, "format": "two"}))
+    with pytest.raises(ValueError, match="step-3 is damaged"):
         load_chosen(tmp_path, None)
 
 

@@ -23,6 +23,7 @@ from comet.report.drawing import apart
 from comet.report.figures import read_published
 from comet.report.maps import attention_maps
 from comet.report.reading import read
+from comet.report.words import taken
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -304,3 +305,12 @@ def without(folder, *names):
     for name in names:
         (folder / name).unlink()
     return folder
+
+
+def test_a_run_took_what_its_segments_took_without_the_time_between():
+    minute = {"start": "2026-11-22T20:00:00+00:00", "end": "2026-11-22T20:01:00+00:00"}
+    later = {"start": "2026-11-25T08:00:00+00:00", "end": "2026-11-25T08:00:20+00:00"}
+    killed = {"start": "2026-11-23T08:00:00+00:00", "state": "killed"}
+    assert taken({**minute, "end": later["end"], "segments": [minute, killed, later]}) == 80
+    assert taken(minute) == 60  # of a version without segments
+    assert taken({}) is None

@@ -1,10 +1,11 @@
+import contextlib
 import json
 
 import pytest
 
 from comet.configuration import Given
 from comet.recipe import CorpusRecipe, DistillRecipe, TeacherRecipe
-from comet.runs import RunFolder, resolve
+from comet.runs import RunFolder, begun, resolve
 
 RECIPE = DistillRecipe(TeacherRecipe(model="t"), corpus=CorpusRecipe(paths=["c"]))
 CONTENT = {"teacher": {"model": "t"}, "corpus": {"paths": ["c"]}}
@@ -41,6 +42,41 @@ def test_a_failure_is_recorded_with_its_reason(tmp_path):
         raise ValueError("no bread")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["state"], record["why"]) == ("failed", "no bread")
+
+
+def test_the_record_keeps_every_segment_of_a_run(tmp_path, monkeypatch):
+    def run(outcome, resume=True, **facts):
+        with (
+            contextlib.suppress(ValueError),
+            RunFolder(tmp_path / "run", RECIPE, resume=resume).recorded(**facts),
+        ):
+            if outcome:
+                raise outcome
+        return json.loads((tmp_path / "run" / "run.json").read_text())
+
+    first = run(ValueError("no bread"), resume=False, corpus="a")
+    monkeypatch.setattr("torch.get_num_threads", lambda: 64)
+    found = run(None, corpus="a")
+    assert (found["state"], found["start"], found["corpus"]) == ("done", first["start"], "a")
+    assert "why" not in found
+    one, other = found["segments"]
+    assert one == first["segments"][0]
+    assert (one["state"], one["why"], one["end"]) == ("failed", "no bread", first["end"])
+    assert (other["state"], other["end"]) == ("done", found["end"])
+    assert one["versions"] == other["versions"] == found["versions"]
+    assert found["hardware"]["threads"] == other["hardware"]["threads"] == 64
+    assert one["hardware"]["threads"] != 64
+
+
+def test_a_segment_that_was_killed_and_a_record_of_before_are_kept(tmp_path):
+    before = {"state": "running", "start": "2026-01-01T00:00:00+00:00", "versions": {"torch": "1"}}
+    found = begun({**before, "corpus": "a"}, {"versions": {"torch": "2"}})
+    assert found["segments"][0] == {**before, "state": "killed"}
+    assert found["versions"] == found["segments"][1]["versions"] == {"torch": "2"}
+    assert found["start"] == before["start"]
+    new = begun({}, {})
+    assert new["segments"] == [{"state": "running", "start": new["start"]}]
+    assert len(begun({**before, "segments": [before, before]}, {})["segments"]) == 3
 
 
 def test_metrics_of_steps_to_be_done_again_are_dropped(tmp_path):

@@ -323,8 +323,9 @@ def test_no_cache_and_another_format_are_refused(folder, recipe, tmp_path):
         open_cache(str(tmp_path), recipe)
     copy = copied(folder, tmp_path)
     index = json.loads((copy / "index.json").read_text())
-    (copy / "index.json").write_text(json.dumps({**index, "format": 99}))
-    with pytest.raises(ValueError, match="has format 99, this version reads 1"):
+    newer = {**index, "format": 99, "comet": "7.0"}
+    (copy / "index.json").write_text(json.dumps(newer))
+    with pytest.raises(ValueError, match=r"has format 99, written by Comet 7\.0; .* update it"):
         open_cache(str(copy), recipe)
     (copy / "index.json").write_text(json.dumps({**index, "complete": False, "steps": 40}))
     with pytest.raises(

@@ -1,3 +1,4 @@
+import contextlib
 import json
 from dataclasses import replace
 
@@ -331,6 +332,22 @@ def test_a_resumed_training_goes_on_in_the_middle_of_a_window(tmp_path, tokenize
         assert {k: v for k, v in one.items() if k not in timed} == {
             k: v for k, v in other.items() if k not in timed
         }
+
+
+def test_resuming_says_what_of_the_environment_changed(tmp_path, tokenizer, monkeypatch, capsys):
+    with contextlib.suppress(ValueError):
+        training_of(tmp_path / "run", Fixed(spoilt=[5, 6]), tokenizer).train()
+    training_of(tmp_path / "run", Fixed(), tokenizer, resume=True).resume()
+    assert capsys.readouterr().out.count("resumed with") == 0
+    monkeypatch.setattr("torch.get_num_threads", lambda: 64)
+    monkeypatch.setattr(
+        "comet.environment.versions", lambda _: {"torch": "99", "transformers": "5"}
+    )
+    training_of(tmp_path / "run", Fixed(), tokenizer, resume=True).resume()
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if "resumed with" in one]
+    assert f"torch 99 (before: {torch.__version__.split('+')[0]}" in line
+    assert "threads 64 (before:" in line
+    assert "may differ in its last bits" in line
 
 
 def test_positions_of_processes_are_joined():
