@@ -103,10 +103,14 @@ class Batch:
         return replace(self, **moved, teacher=teacher)
 
 
+def summed_counts(batches: Iterable[Batch]) -> Counts:
+    """Counts of several micro-batches together. May be 0: sum over all processes before anything is divided by them."""
+    return Counts(*map(sum, zip(*(batch.counts for batch in batches), strict=True)))
+
+
 def total_counts(batches: Iterable[Batch]) -> Counts:
-    """The counts of several pieces together, each at least 1, so that an empty sum over them is 0."""
-    summed = (sum(numbers) for numbers in zip(*(batch.counts for batch in batches), strict=True))
-    return Counts(*(max(number, 1) for number in summed))
+    """Counts of a whole step, each at least 1, so that an empty sum over them is 0."""
+    return Counts(*(max(number, 1) for number in summed_counts(batches)))
 
 
 def piece_of(batch: Batch, rows: slice) -> Batch:

@@ -12,7 +12,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from comet.batch import Batch, Counts, total_counts
+from comet.batch import Batch, Counts, summed_counts, total_counts
 
 Value = TypeVar("Value")
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -75,12 +75,12 @@ def say(text: str) -> None:
 
 
 def step_totals(pieces: list[Batch], accelerator: Accelerator) -> Counts:
-    """What a whole step is averaged over: the counts of all pieces of all processes, without waiting for the device."""
-    counts = total_counts(pieces)
+    """Counts that a step is averaged over: of all micro-batches of all processes, without waiting for the device."""
     if accelerator.num_processes == 1:
-        return counts
-    together = accelerator.reduce(torch.tensor(counts, device=accelerator.device), reduction="sum")
-    return Counts(*together.unbind())
+        return total_counts(pieces)
+    own = torch.tensor(summed_counts(pieces), device=accelerator.device)
+    together = cast(Tensor, accelerator.reduce(own, reduction="sum"))
+    return Counts(*together.clamp(min=1).unbind())
 
 
 def summed(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:

@@ -94,3 +94,10 @@ def test_a_teacher_is_adapted_by_two_processes_as_by_one(corpus_folder, tmp_path
     for line, other in zip(ours, theirs, strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert line["loss/hau"] == pytest.approx(other["loss/hau"], rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_process_that_holds_nothing_of_a_term_changes_no_loss(tmp_path, count):
+    log = tmp_path / "log"
+    finish(start_several([], log, count, "terms_in_processes"), log)
+    assert log.with_suffix(".0").read_text().endswith("same\n")
