@@ -1,11 +1,72 @@
 """Optimizers of a run: AdamW and, if asked for, Muon (Jordan et al., 2024) for the weight matrices of the layers."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from comet.recipe import OptimisationRecipe
+
+
+class Muon(torch.optim.Muon):
+    """Muon whose iteration runs in a precision of choice.
+
+    PyTorch's runs in bfloat16. That rounds gradients which differ in their last bit, such as those of one process and
+    of two, to different numbers: 40 steps later weights differ by 1e-3 to 1e-2, in float32 by 4e-6.
+
+    Args:
+        parameters: matrices.
+        lr: peak rate.
+        weight_decay: of all of them.
+        dtype: of the iteration.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        weight_decay: float,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay)
+        self._dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        """Update every matrix that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            for value in group["params"]:
+                if value.grad is None:
+                    continue
+                state = self.state[value]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(value.grad)
+                momentum = state["momentum_buffer"].lerp_(value.grad, 1 - group["momentum"])
+                update = value.grad.lerp(momentum, group["momentum"])
+                update = orthogonalised(
+                    update.to(self._dtype), group["ns_coefficients"], group["ns_steps"], group["eps"]
+                )
+                value.mul_(1 - group["lr"] * group["weight_decay"])
+                rate = group["lr"] * math.sqrt(max(1, value.shape[0] / value.shape[1]))
+                value.add_(update, alpha=-rate)
+
+
+def orthogonalised(
+    matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Tensor:
+    """Move all singular values of a matrix near 1 by the quintic Newton-Schulz iteration of Jordan et al. (2024)."""
+    a, b, c = coefficients
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    found = matrix.T if is_tall else matrix
+    found = found / found.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = found @ found.T
+        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
+    return found.T if is_tall else found
 
 
 def make_optimizers(
@@ -37,8 +98,12 @@ def make_optimizers(
         )
     }
     if rate is not None and muon:
-        optimizers["muon"] = torch.optim.Muon(
-            [trained[name] for name in muon], lr=rate, weight_decay=recipe.weight_decay
+        matrices = [trained[name] for name in muon]
+        # bfloat16 for speed, where products are rounded anyway
+        is_exact = recipe.precision == "float32" or matrices[0].device.type == "cpu"
+        dtype = torch.float32 if is_exact else torch.bfloat16
+        optimizers["muon"] = Muon(
+            matrices, lr=rate, weight_decay=recipe.weight_decay, dtype=dtype
         )
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:

@@ -16,9 +16,11 @@ COMMON = [
 ]  # fmt: skip
 OPTIONS = {
     "row": ["--objective.attention_reduction", "row"],
-    "budget": ["--optimisation.batch_tokens", "256"],
+    "budget-muon": [
+        "--optimisation.batch_tokens", "256", "--optimisation.muon_learning_rate", "0.02",
+    ],
     "two-streams": ["--corpus.streams", "2"],
-}
+}  # fmt: skip
 
 
 def lines_of(file):

@@ -9,7 +9,7 @@ from tiny import tiny_model
 
 from comet.batch import Batch, StepLosses
 from comet.interruption import StopSignals
-from comet.optimizers import make_optimizers
+from comet.optimizers import Muon, make_optimizers
 from comet.processes import make_accelerator
 from comet.recipe import (
     CorpusRecipe,
@@ -63,6 +63,26 @@ def test_muon_takes_the_matrices_of_the_layers_and_nothing_else(architecture):
     assert not any("embed" in name or "decoder" in name or "head" in name for name in muon)
     adamw = set().union(*(found for found, _ in groups_of(optimizers["adamw"], names)))
     assert adamw == set(names.values()) - muon
+
+
+def after_five_steps(make):
+    """Matrices that Muon trained, tall and wide."""
+    torch.manual_seed(5)
+    values = [torch.nn.Parameter(torch.randn(shape)) for shape in ((24, 40), (40, 24))]
+    optimizer = make(values)
+    for _ in range(5):
+        for value in values:
+            value.grad = torch.randn_like(value)
+        optimizer.step()
+    return torch.cat([value.detach().flatten() for value in values])
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.0), (torch.float32, 4e-3)])
+def test_muon_is_torchs_but_for_its_precision(dtype, error):
+    given = {"lr": 0.02, "weight_decay": 0.1}
+    found = after_five_steps(lambda values: Muon(values, dtype=dtype, **given))
+    torchs = after_five_steps(lambda values: torch.optim.Muon(values, **given))
+    torch.testing.assert_close(found, torchs, rtol=0, atol=error + 1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["xlm-r", "bert", "electra", "modernbert"])
