@@ -1,7 +1,7 @@
 """Optimizers of a run: AdamW and, if asked for, Muon (Jordan et al., 2024) for the weight matrices of the layers."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class Muon(torch.optim.Muon):
         self._dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Update every matrix that has a gradient."""
         assert closure is None
         for group in self.param_groups:
@@ -48,7 +48,10 @@ class Muon(torch.optim.Muon):
                 momentum = state["momentum_buffer"].lerp_(value.grad, 1 - group["momentum"])
                 update = value.grad.lerp(momentum, group["momentum"])
                 update = orthogonalised(
-                    update.to(self._dtype), group["ns_coefficients"], group["ns_steps"], group["eps"]
+                    update.to(self._dtype),
+                    group["ns_coefficients"],
+                    group["ns_steps"],
+                    group["eps"],
                 )
                 value.mul_(1 - group["lr"] * group["weight_decay"])
                 rate = group["lr"] * math.sqrt(max(1, value.shape[0] / value.shape[1]))
@@ -102,9 +105,7 @@ def make_optimizers(
         # bfloat16 for speed, where products are rounded anyway
         is_exact = recipe.precision == "float32" or matrices[0].device.type == "cpu"
         dtype = torch.float32 if is_exact else torch.bfloat16
-        optimizers["muon"] = Muon(
-            matrices, lr=rate, weight_decay=recipe.weight_decay, dtype=dtype
-        )
+        optimizers["muon"] = Muon(matrices, lr=rate, weight_decay=recipe.weight_decay, dtype=dtype)
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]  # what the schedule multiplies

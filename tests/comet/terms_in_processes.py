@@ -42,7 +42,9 @@ def main(argv: Sequence[str]) -> None:
     for name, module, batch in cases():
         whole = module(batch)
         whole.total.backward()
-        gradients = {key: one.grad for key, one in module.named_parameters() if one.grad is not None}
+        gradients = {
+            key: one.grad for key, one in module.named_parameters() if one.grad is not None
+        }
         module.zero_grad()
         share = piece_of(batch, slice(rank, None, processes))
         found = module(share, step_totals([share], accelerator))
