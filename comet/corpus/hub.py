@@ -39,7 +39,6 @@ def madlad_shards(code: str, base: str) -> list[Shard]:
             name if "://" not in base else files.unstrip_protocol(name),
             found[name]["size"],
             str(found[name].get("blob_id") or ""),
-            escaped_newlines=True,
         )
         for name in sorted(found)
     ]

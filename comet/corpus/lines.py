@@ -7,6 +7,7 @@ read is a problem with a file and a line; the lines around it are read, and so a
 import gzip
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
 LONGEST_LINE = 1 << 26  # bytes; a shard that lost its newlines must not fill the memory
 SAMPLE = 1 << 23  # bytes that the number of documents is estimated from
 SAMPLED_FILES = 8
+_MADLAD = re.compile(r"(?:^|/)\w+_(?:clean|noisy)_\d+\.jsonl(?:\.gz)?$")  # LANG_clean_0000.jsonl.gz
 
 
 @dataclass(frozen=True)
@@ -29,18 +31,21 @@ class Shard:
         address: a path, or an address that fsspec knows, such as hf://datasets/....
         size: bytes as it lies there.
         version: what changes when its content does, where the file system says it.
-        escaped_newlines: whether a newline is written as a backslash and an n, as in MADLAD-400.
     """
 
     address: str
     size: int
     version: str = ""
-    escaped_newlines: bool = False
 
     @property
     def is_json(self) -> bool:
         """Whether each line is a JSON object with a "text"."""
         return self.address.endswith((".jsonl", ".jsonl.gz"))
+
+    @property
+    def is_madlad(self) -> bool:
+        """Whether it is named as MADLAD-400's shards are, which write a newline as a backslash and an n."""
+        return _MADLAD.search(self.address) is not None
 
     @property
     def is_gzipped(self) -> bool:
@@ -124,7 +129,7 @@ def _text(line: bytes | None, shard: Shard) -> str:
     if not isinstance(record, dict) or "text" not in record:
         raise ValueError('no "text"')
     text = record["text"]
-    if shard.escaped_newlines and isinstance(text, str):
+    if shard.is_madlad and isinstance(text, str):
         text = text.replace("\\n", "\n")
     return clean(text)
 

@@ -218,12 +218,20 @@ def test_nothing_to_train_on_or_to_hold_out_ends_with_one_clear_line(stream_from
         corpus.held_out()
 
 
-def test_madlads_newlines_are_newlines(folder):
-    write(folder / "sw/sw_clean_0000.jsonl.gz", records([r"one\ntwo", r"\n", *texts("sw", 90)]))
-    corpus = open_corpus(["madlad400:swa"], madlad_base=str(folder), **OPTIONS)
-    got = {document.text for document in take(corpus.training_stream(), 92)}
-    assert "one\ntwo" in got
-    assert not any("\\n" in text for text in got)
-    assert corpus.problems.first[0].line == 2
-    local = open_corpus([str(folder / "sw")], **OPTIONS)
-    assert r"one\ntwo" in {document.text for document in take(local.training_stream(), 92)}
+@pytest.mark.parametrize("name", ["sw_clean_0000.jsonl.gz", "sw_noisy_0012.jsonl"])
+def test_madlads_newlines_are_newlines_on_the_hub_and_on_a_disk(folder, name):
+    lines = [r"one\ntwo", r"\n", r"\n\nthree\n", *texts("sw", 90)]
+    path = folder / "sw" / name
+    write(path, records(lines))
+    opened = [open_corpus([str(path.parent)], in_memory=size, **OPTIONS) for size in (1024, 0)]
+    if "clean" in name:
+        opened.append(open_corpus(["madlad400:swa"], madlad_base=str(folder), **OPTIONS))
+    for corpus in opened:
+        got = {document.text for document in take(corpus.training_stream(), 93)}
+        assert {"one\ntwo", "three"} <= got
+        assert not any("\\n" in text for text in got)
+        assert corpus.problems.first[0].line == 2
+    (folder / "other/sw").mkdir(parents=True)
+    path.rename(folder / "other/sw" / name.replace("sw_", "news-"))
+    other = open_corpus([str(folder / "other")], **OPTIONS)
+    assert r"one\ntwo" in {one.text for one in take(other.training_stream(), 93)}
