@@ -3,9 +3,9 @@
     python -m comet.predict --model runs/sentiment < texts > labels.jsonl
     python -m comet.predict --model runs/sentiment --format tsv < texts | cut -f 1 | sort | uniq -c
 
-Every line of input is answered in order, also one that holds no text: with null. A tagging model gives entities with
-the places of their first character and the one after the last; in .tsv a line for each entity, behind the number of its
-text.
+Input is UTF-8. Every line of it is answered in order, also one that holds no text: with null. A tagging model gives
+entities with the places of their first character and the one after the last; in .tsv a line for each entity, behind the
+number of its text.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from comet.classifier import Classifier, Entity, Prediction
 from comet.configuration import CommandParser, run_command
-from comet.corpus.lines import clean
+from comet.corpus.encodings import conversion, mark_error
 
 PROGRAM = "comet.predict"
 _CHUNK = 1024  # lines that are sorted by length together
@@ -33,12 +33,14 @@ def answers(classifier: Classifier, lines: Iterable[bytes]) -> Iterator[tuple[st
 
     Args:
         classifier: that is asked.
-        lines: UTF-8; one that is not, or is empty, has no answer.
+        lines: UTF-8; an empty one has no answer.
+
+    Raises:
+        ValueError: a line is not UTF-8; the 1,024 lines that it is read with have no answer either.
     """
-    rest = iter(lines)
-    while chunk := list(itertools.islice(rest, _CHUNK)):
-        texts = [line.decode("utf-8-sig", errors="replace").rstrip("\r\n") for line in chunk]
-        asked = [text if _is_text(line) else None for text, line in zip(texts, chunk, strict=True)]
+    rest = decoded(lines)
+    while texts := list(itertools.islice(rest, _CHUNK)):
+        asked = [text if text.strip() else None for text in texts]
         usable = [text for text in asked if text is not None]
         call: Callable[[Sequence[str]], Sequence[Answer]] = (
             classifier.entities if classifier.kind == "token" else classifier.predict
@@ -48,11 +50,32 @@ def answers(classifier: Classifier, lines: Iterable[bytes]) -> Iterator[tuple[st
             yield text, None if one is None else next(given)
 
 
+def decoded(lines: Iterable[bytes]) -> Iterator[str]:
+    """The lines without their ends and byte order marks.
+
+    Raises:
+        ValueError: one is not text in UTF-8.
+    """
+    for number, line in enumerate(lines, start=1):
+        reason = mark_error(line, "FILE") if number == 1 else None
+        if reason is not None:
+            raise ValueError(f"input: it {reason}")
+        try:
+            text = line.decode("utf-8-sig").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"input: line {number} is not in UTF-8 (byte {error.object[error.start]:#x}); {conversion()}"
+            ) from error
+        if "\0" in text:
+            raise ValueError(f"input: line {number} holds NUL characters, expected text in UTF-8")
+        yield text
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the command line.
 
     Raises:
-        ValueError: there is no such model, or an option is wrong.
+        ValueError: there is no such model, an option is wrong, or the input is not in UTF-8.
     """
     options = _parser().parse_args(list(argv))
     classifier = Classifier(
@@ -66,7 +89,13 @@ def main(argv: Sequence[str]) -> None:
     write = _as_json if options.format == "jsonl" else _as_tsv
     without = total = 0
     try:
-        for total, (text, answer) in enumerate(answers(classifier, _input()), start=1):
+        given = _input()
+        if given.seekable():  # a file: it is refused before anything is written
+            begin = given.tell()
+            for _ in decoded(given):
+                pass
+            given.seek(begin)
+        for total, (text, answer) in enumerate(answers(classifier, given), start=1):
             without += answer is None
             for line in write(total, text, answer, classifier.kind):
                 sys.stdout.write(line + "\n")
@@ -80,14 +109,6 @@ def main(argv: Sequence[str]) -> None:
 
 def _input() -> BinaryIO:
     return sys.stdin.buffer
-
-
-def _is_text(line: bytes) -> bool:
-    try:
-        clean(line.decode("utf-8-sig"))
-    except ValueError:  # empty, or not UTF-8
-        return False
-    return True
 
 
 def _as_json(number: int, text: str, answer: Answer, kind: str) -> Iterator[str]:

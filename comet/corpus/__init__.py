@@ -198,12 +198,16 @@ def _local(language: str, files: Sequence[Path], block: int | None, problems: Pr
     if block is not None:
         return Streamed(language, shards, block, problems)
     texts = [line.text for shard in shards for line in documents(shard, problems)]
+    problem = problems.example(shard.address for shard in shards)
     if not texts:
-        example = next((p for p in problems.first if p.file in {s.address for s in shards}), None)
         raise ValueError(
-            f"corpus: nothing to read in {', '.join(map(str, files[:3]))} ({example}); remove or repair it"
+            f"corpus: nothing to read in {', '.join(map(str, files[:3]))} ({problem}); remove or repair it"
         )
-    return InMemory(language, texts)
+    try:
+        return InMemory(language, texts)
+    except ValueError as error:
+        why = "" if problem is None else f"; not all of its text can be read: {problem}"
+        raise ValueError(f"{error}{why}") from error
 
 
 def _madlad_folders(path: str, base: str | None) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ A place is how many lines of which file were read, so a reader can go on exactly
 read is a problem with a file and a line; the lines around it are read, and so are the files after a damaged one.
 """
 
+import contextlib
 import gzip
 import json
 import os
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from typing import IO, NamedTuple, cast
 
 from comet.corpus.connection import is_remote, open_remote
-from comet.corpus.problems import Problem, Problems
+from comet.corpus.encodings import HEAD, encoding_error
+from comet.corpus.problems import FILE, Problem, Problems
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
 LONGEST_LINE = 1 << 26  # bytes; a shard that lost its newlines must not fill the memory
@@ -58,6 +60,16 @@ class Shard:
             return open_remote(self.address, self.size)
         return open(self.address, "rb")
 
+    def head(self) -> bytes:
+        """The beginning of its content, as much as can be read of it."""
+        with contextlib.suppress(EOFError, OSError, zlib.error), self.open() as raw:
+            return self.inflated(raw).read(HEAD)
+        return b""
+
+    def inflated(self, raw: IO[bytes]) -> IO[bytes]:
+        """Its content, of its bytes as they lie there."""
+        return cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if self.is_gzipped else raw
+
 
 class Line(NamedTuple):
     """A document and its line, counted from 1."""
@@ -94,17 +106,19 @@ def documents(
                 yield Line(number, text)
     except (EOFError, OSError, zlib.error) as error:
         if number >= start and part == 0:  # one reader reports it
-            reason = f"the file cannot be read from here on ({error})"
+            reason = f"{FILE} cannot be read from here on ({error})"
+            if shard.is_gzipped:
+                reason += "; it is damaged or cut off, fetch it again"
             problems.add(Problem(shard.address, number + 1, reason))
     else:
         if number == 0 and part == 0:
-            problems.add(Problem(shard.address, 1, "the file is empty"))
+            problems.add(Problem(shard.address, 1, f"{FILE} is empty"))
 
 
 def _raw_lines(shard: Shard) -> Iterator[bytes | None]:
     """The lines as bytes, so that one badly encoded line does not hide those around it; None for one too long."""
     with shard.open() as raw:
-        stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if shard.is_gzipped else raw
+        stream = shard.inflated(raw)
         while line := stream.readline(LONGEST_LINE):
             too_long = len(line) == LONGEST_LINE and not line.endswith(b"\n")
             yield None if too_long else line
@@ -138,7 +152,7 @@ def clean(text: object) -> str:
     """Check and strip a text.
 
     Raises:
-        ValueError: it is no string, is empty, or holds half of a surrogate pair.
+        ValueError: it is no string, is empty, or holds half of a surrogate pair or NUL characters.
     """
     if not isinstance(text, str):
         raise ValueError(f'"text" is {type(text).__name__}, not a string')
@@ -149,6 +163,8 @@ def clean(text: object) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError("half of a surrogate pair") from None
+    if "\0" in text:
+        raise ValueError("holds NUL characters")
     return text
 
 
@@ -187,5 +203,13 @@ def _inflated(sample: bytes) -> bytes:
 
 
 def local_shard(path: str) -> Shard:
-    """A local file as it lies there."""
-    return Shard(path, os.path.getsize(path))
+    """A local file as it lies there.
+
+    Raises:
+        ValueError: it is text in another encoding than UTF-8.
+    """
+    shard = Shard(path, os.path.getsize(path))
+    reason = encoding_error(shard.head(), path)
+    if reason is not None:
+        raise ValueError(f"corpus: {path} {reason}")
+    return shard

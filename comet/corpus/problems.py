@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 SHOWN = 3
+FILE = "the file"  # how reasons begin that are not of one line
 
 _logger = logging.getLogger(__name__)
 
@@ -22,6 +23,11 @@ class Problem(NamedTuple):
     line: int
     reason: str
 
+    @property
+    def of_file(self) -> bool:
+        """Whether it is not of this line alone."""
+        return self.reason.startswith(FILE)
+
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}"
 
@@ -37,6 +43,7 @@ class Problems:
         self.strict = strict
         self.first: list[Problem] = []
         self._lines: dict[str, set[int]] = {}
+        self._examples: dict[str, Problem] = {}
         self._latest: list[Problem] = []
         self._warned = 0
 
@@ -63,9 +70,15 @@ class Problems:
         if problem.line in lines:
             return
         lines.add(problem.line)
+        if problem.of_file or problem.file not in self._examples:
+            self._examples[problem.file] = problem
         if len(self.first) < SHOWN:
             self.first.append(problem)
         self._latest.append(problem)
+
+    def example(self, files: Iterable[str]) -> Problem | None:
+        """A problem of the first of some files that has one: what ails all of it, or else its first line's."""
+        return next((self._examples[file] for file in files if file in self._examples), None)
 
     def latest(self) -> list[Problem]:
         """The problems since this was last asked, each once."""

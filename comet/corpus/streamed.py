@@ -61,9 +61,14 @@ class Streamed:
                     break
             self._found = list(distinct.values())
         if not self._found:
+            problem = self.problems.example(shard.address for shard in self.shards)
+            remedy = (
+                "give more text, or give its files as a local folder, with corpus.in_memory above their size"
+                if problem is None
+                else f"not all of its text can be read: {problem}; replace that file, or give more text"
+            )
             raise ValueError(
-                f"corpus: no document of {self.language} is held out (one in {HELD_OUT_ONE_IN} is); give more "
-                "text, or give its files as a local folder, with corpus.in_memory above their size"
+                f"corpus: no document of {self.language} is held out (one in {HELD_OUT_ONE_IN} is); {remedy}"
             )
         return self._found[:limit]
 
@@ -122,7 +127,8 @@ class ShuffledBlocks:
             self._open(self._epoch + 1, (0, 0))
             block = list(islice(self._lines, self._source.block))
         if not block:
-            example = "".join(f" ({problem})" for problem in self._source.problems.first[:1])
+            problem = self._source.problems.example(shard.address for shard in self._shards)
+            example = "" if problem is None else f" ({problem})"
             raise ValueError(f"corpus: {self._source.language} has nothing to train on{example}")
         order = shuffled_order(len(block), *self._key, _BLOCK, self._epoch, self._index)
         self._block = [block[row] for row in order]

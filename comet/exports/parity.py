@@ -1,5 +1,6 @@
 """How far an exported model is from its source: logits, labels and F1 on the same examples, and at odd shapes."""
 
+import codecs
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from comet.corpus.encodings import HEAD, encoding_error
 from comet.corpus.lines import clean
 from comet.onnx_encoder import Encoder
 from comet.tap import usable_positions
@@ -63,11 +65,7 @@ def unlabelled(task: Task, file: Path | None) -> Examples:
         texts = [text for one in LANGUAGES for text in toy_sentences(one, _SENTENCES)]
     else:
         name = str(file)
-        try:
-            lines = file.read_text("utf-8", errors="replace").splitlines()
-        except OSError as error:
-            raise ValueError(f"--text: cannot read {file}: {error.strerror}") from error
-        texts = [clean(line) for line in lines if line.strip()]
+        texts = _texts(file)
     if not texts:
         raise ValueError(f"--text: {file} holds no text")
     words = [tuple(text.split()) for text in texts]
@@ -78,6 +76,25 @@ def unlabelled(task: Task, file: Path | None) -> Examples:
         for row, (text, its) in enumerate(zip(texts, words, strict=True), start=1)
     ]
     return Examples(name, TaskData(task, {"und": examples}, (), ""), False)
+
+
+def _texts(file: Path) -> list[str]:
+    """The lines of a file that are not empty."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"--text: cannot read {file}: {error.strerror}") from error
+    reason = encoding_error(content[:HEAD], str(file))
+    if reason is not None:
+        raise ValueError(f"--text: {file} {reason}")
+    texts = []
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        if line.strip():
+            try:
+                texts.append(clean(line.decode("utf-8")))
+            except ValueError as error:
+                raise ValueError(f"--text: {file} line {number}: {error}") from error
+    return texts
 
 
 class Parity:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from comet.configuration import CommandParser, run_command
+from comet.corpus.encodings import conversion
 from comet.processes import say
 from comet.report.reading import read
 
@@ -83,8 +84,10 @@ def _sentences(file: str | None) -> dict[str, str]:
         return {}
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ValueError(f"--sentences: cannot read {file}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--sentences: {file} is not in UTF-8; {conversion(file)}") from error
     found = {}
     for number, line in enumerate(lines, 1):
         language, tab, text = line.partition("\t")

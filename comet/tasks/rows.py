@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from comet.corpus.documents import composed
+from comet.corpus.encodings import HEAD, encoding_error
 from comet.corpus.lines import clean
 from comet.corpus.problems import Problem
 from comet.names import path_component
@@ -171,14 +172,26 @@ def _column(
 
 
 def _lines(path: Path, left_out: LeftOut) -> Iterator[tuple[int, str | None]]:
-    """The lines, numbered from 1, without their ends and byte order marks; None for one that is no UTF-8."""
+    """The lines, numbered from 1, without their ends and byte order marks; None for one that is no text in UTF-8.
+
+    Raises:
+        ValueError: the file is in another encoding.
+    """
     with path.open("rb") as file:
+        reason = encoding_error(file.read(HEAD), str(path))
+        if reason is not None:
+            raise ValueError(f"task.data: {path} {reason}")
+        file.seek(0)
         for number, line in enumerate(file, start=1):
+            text = None
             try:
-                yield number, line.decode("utf-8-sig").rstrip("\r\n")
+                text = line.decode("utf-8-sig").rstrip("\r\n")
             except UnicodeDecodeError:
                 left_out.add(str(path), number, "not valid UTF-8")
-                yield number, None
+            if text is not None and "\0" in text:
+                left_out.add(str(path), number, "holds NUL characters")
+                text = None
+            yield number, text
 
 
 def _table(path: Path, recipe: TaskRecipe, left_out: LeftOut) -> Iterator[Row]:

@@ -368,3 +368,47 @@ def test_packed_texts_are_the_texts_also_as_a_copy():
     with pytest.raises(IndexError):
         packed[5]
     assert list(PackedTexts.pack(iter([]))) == []
+
+
+# Encodings
+
+ENCODED = {
+    "UTF-16": "is in UTF-16, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8",
+    "UTF-32": "is in UTF-32, expected UTF-8; convert it: iconv -f UTF-32 -t UTF-8",
+    "UTF-16LE": "holds NUL bytes, expected text in UTF-8; .* iconv -f UTF-16LE",
+    "UTF-16BE": "holds NUL bytes, expected text in UTF-8",
+    "latin-1": "is not in UTF-8: .* lines cannot be read; convert it: iconv -f WINDOWS-1252 -t UTF-8",
+}
+
+
+@pytest.mark.parametrize("in_memory", [1024, 0], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".txt", ".txt.gz"])
+def test_files_in_another_encoding_are_refused_by_name(tmp_path, suffix, in_memory):
+    lines = [f"eg\u00e9szs\u00e9g number {index}" for index in range(3000)]
+    given = [json.dumps({"text": one}, ensure_ascii=False) for one in lines]
+    content = "\n".join(given if "json" in suffix else lines)
+    write(tmp_path / f"ha/good{suffix}", [content])
+    for encoding, message in ENCODED.items():
+        bad = tmp_path / f"ha/bad{suffix}"
+        write(bad, [content.encode(encoding)])
+        with pytest.raises(ValueError, match=f"corpus: .*bad{suffix} {message}") as error:
+            open_corpus([str(tmp_path)], **OPTIONS, in_memory=in_memory)
+        assert "\n" not in str(error.value)
+        bad.unlink()
+    assert open_corpus([str(tmp_path)], **OPTIONS, in_memory=in_memory).languages == ("hau",)
+
+
+def test_a_character_that_ends_behind_the_first_bytes_is_no_other_encoding(tmp_path, monkeypatch):
+    for length in range(1, 9):
+        monkeypatch.setattr(lines, "HEAD", length)
+        open_corpus([write(tmp_path / "a.txt", ["ọọọọọọ", "ẹẹẹ", "ẹọ"])], **OPTIONS)
+
+
+def test_lines_with_nul_characters_are_counted(tmp_path):
+    for file in (
+        write(tmp_path / "a.txt", [*texts("x", 60), "a\0b"]),
+        write(tmp_path / "b.jsonl", [*records(texts("x", 60)), *records(["a\0b"])]),
+    ):
+        corpus = open_corpus([file], **OPTIONS)
+        assert corpus.counts == {"und": 60}
+        assert [one.reason for one in corpus.problems.first] == ["holds NUL characters"]

@@ -1,5 +1,6 @@
 """Text that is not held in memory: local files above a size, and folders laid out like MADLAD-400's."""
 
+import gzip
 import json
 import logging
 import random
@@ -214,8 +215,34 @@ def test_nothing_to_train_on_or_to_hold_out_ends_with_one_clear_line(stream_from
     corpus = stream_from("yo")
     with pytest.raises(ValueError, match=r"yor has nothing to train on \(.*:1: not valid JSON\)"):
         next(corpus.training_stream())
-    with pytest.raises(ValueError, match="no document of yor is held out"):
+    with pytest.raises(
+        ValueError, match=r"no document of yor is held out .*:1: not valid JSON; replace that file"
+    ):
         corpus.held_out()
+    write(folder / "yo/yo_clean_0000.jsonl.gz", records(["one", "two"]))
+    with pytest.raises(ValueError, match=r"no document of yor is held out .*; give more text"):
+        stream_from("yo").held_out()
+
+
+def test_a_damaged_file_is_named_and_not_called_too_little_text(stream_from, folder):
+    path = folder / "yo/yo_clean_0000.jsonl.gz"
+    whole = path.read_bytes()
+    one_text = gzip.compress(f"{records(['one text'])[0]}\n".encode())
+    for content in (
+        whole[:40],
+        whole[:20] + b"\0" * 30 + whole[50:],
+        b"no gzip",
+        one_text + b"more",
+    ):
+        path.write_bytes(content)
+        for use in (
+            lambda: stream_from("yo").held_out(),
+            lambda: open_corpus([str(path.parent)], **OPTIONS),
+        ):
+            with pytest.raises(ValueError, match="damaged or cut off, fetch it again") as error:
+                use()
+            assert f"{path}:" in str(error.value)
+            assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["sw_clean_0000.jsonl.gz", "sw_noisy_0012.jsonl"])

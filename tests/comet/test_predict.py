@@ -13,6 +13,10 @@ from comet.toy import toy_sentences
 TEXTS = toy_sentences("hau", 30)
 
 
+class Input(io.BytesIO):
+    """Of which a test says whether it can be read twice."""
+
+
 @pytest.fixture(scope="module")
 def folder(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sentiment")
@@ -50,22 +54,48 @@ def test_every_line_is_answered_in_order_across_chunks(run, folder, monkeypatch)
 
 
 def test_lines_without_text_have_no_answer_and_are_counted(run, folder):
-    given = b"\xef\xbb\xbf" + TEXTS[0].encode() + b"\r\n\n \t\nbad \xff byte\n" + TEXTS[1].encode()
+    given = b"\xef\xbb\xbf" + TEXTS[0].encode() + b"\r\n\n \t\n" + TEXTS[1].encode()
     out, err = run(given, "--model", folder)
     records = [json.loads(line) for line in out]
     assert [record["text"] for record in records] == [
         TEXTS[0],
         "",
         " \t",
-        "bad \ufffd byte",
         TEXTS[1],
     ]
-    assert [record["label"] is None for record in records] == [False, True, True, True, False]
+    assert [record["label"] is None for record in records] == [False, True, True, False]
     assert records[1] == {"text": "", "label": None, "probabilities": None}
-    assert "3 of 5 lines hold no text" in err
+    assert "2 of 4 lines hold no text" in err
     assert run(b"", "--model", folder)[0] == []
     out, _ = run(b"\n", "--model", folder / "names")
     assert json.loads(out[0]) == {"text": "", "entities": None}
+
+
+@pytest.mark.parametrize("through_a_pipe", [False, True])
+def test_input_in_another_encoding_is_refused_with_one_line(
+    run, folder, monkeypatch, capsys, through_a_pipe
+):
+    monkeypatch.setattr(predict, "_CHUNK", 8)
+    texts = [*TEXTS[:20], "caf\u00e9 \u00e0 la", *TEXTS[20:]]
+    cases = {
+        "latin-1": r"line 21 is not in UTF-8 \(byte 0xe9\); convert it: iconv -f WINDOWS-1252 -t UTF-8",
+        "cp1252": "line 21 is not in UTF-8",
+        "UTF-16": "it is in UTF-16, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
+        "UTF-16LE": "line 1 holds NUL characters",
+    }
+    for encoding, message in cases.items():
+        content = "".join(f"{text}\n" for text in texts).encode(encoding, errors="replace")
+        given = Input(content)
+        given.seekable = lambda: not through_a_pipe
+        monkeypatch.setattr(predict, "_input", lambda given=given: given)
+        with pytest.raises(ValueError, match=f"input: {message}") as error:
+            predict.main(["--model", str(folder / "seed-0")])
+        assert "\n" not in str(error.value)
+        written = capsys.readouterr().out
+        answered = 16 if through_a_pipe and "21" in message else 0
+        assert [json.loads(line)["text"] for line in written.splitlines()] == [
+            text.encode(encoding, errors="replace").decode(encoding) for text in TEXTS[:answered]
+        ]
 
 
 def test_columns_separated_by_tabs(run, folder):

@@ -47,6 +47,36 @@ def test_labels_and_columns_are_the_same_however_they_were_typed(tmp_path):
     assert open_task(words, "dev").problems == ()
 
 
+@pytest.mark.parametrize("name", ["train.tsv", "train.csv", "train.jsonl", "train.conll"])
+def test_files_in_another_encoding_are_refused_by_name_and_nul_characters_counted(tmp_path, name):
+    tag, comma = name.endswith("conll"), "," if name.endswith("csv") else "\t"
+    rows = [(f"eg\u00e9szs\u00e9g{number}", ("O", "B-PER")[number % 2]) for number in range(40)]
+    lines = ["text" + comma + "label", *(word + comma + label for word, label in rows)]
+    if tag:
+        lines = [line for word, label in rows for line in (f"{word} {label}", "")]
+    if name.endswith("jsonl"):
+        records = [{"text": word, "label": label} for word, label in rows]
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    file = tmp_path / name
+    recipe = TaskRecipe(task="token" if tag else "sequence", train=str(file))
+    for encoding, message in {
+        "UTF-16": "is in UTF-16, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8",
+        "UTF-32": "is in UTF-32",
+        "UTF-16LE": "holds NUL bytes",
+        "latin-1": "is not in UTF-8: 40 of its first 4[01] lines cannot be read; convert it: iconv",
+    }.items():
+        file.write_bytes("\n".join(lines).encode(encoding))
+        with pytest.raises(ValueError, match=f"task.data: .*{name} {message}") as error:
+            open_task(recipe, "train")
+        assert "\n" not in str(error.value)
+    lines[10] = lines[10].replace("eg", "e\0g")
+    assert "\0" in lines[10]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    data = open_task(recipe, "train")
+    assert reasons(data)[0] == (11, "holds NUL characters")
+    assert len(data.examples) == 39
+
+
 # Tables as they were published
 
 
