@@ -151,7 +151,7 @@ def adapt(
     sizes = sizes_of(model, processes=accelerator.num_processes)
     facts = corpus_facts(corpus, covered)
     with run.recorded(**facts), explained(lambda: advice(recipe, sizes)), closing(batches):
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and not (resume and saved.is_dir()):
             save_tokenizer(tokenizer, saved)
         say(
             f"model    {count_parameters(model):,} parameters, {len(tokenizer):,} pieces\n"

@@ -1,6 +1,5 @@
 """A batch whose loss or gradient was not finite, written aside: as tensors to repeat the step, and as text to read."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from comet.batch import Batch
+from comet.durable import file_aside, write_json, writing
 
 FOLDER = "bad_batches"
 
@@ -42,21 +42,21 @@ def save_bad_batch(
         OSError: the folder cannot be written.
     """
     path = folder / FOLDER / f"step-{step}-process-{process}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{number}/{name}": value.cpu().clone(memory_format=torch.contiguous_format)
         for number, batch in enumerate(batches)
         for name, value in _tensors(batch).items()
     }
-    save_file(tensors, path)
+    with file_aside(path) as partial:
+        save_file(tensors, partial)
     texts = [
         {"piece": number, "row": row, **_texts(batch, row, tokenizer)}
         for number, batch in enumerate(batches)
         for row in range(len(batch.input_ids))
     ]
-    path.with_suffix(".json").write_text(
-        json.dumps(texts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_json(path.with_suffix(".json"), texts)
     return path
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from comet.batch import Batch, TeacherOutputs
 from comet.batches import IGNORED_LABEL
-from comet.durable import checksum, replace_file
+from comet.durable import checksum, file_aside
 
 _OPEN_FILES = 8
 
@@ -103,25 +103,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     Raises:
         OSError: there is no room, or the folder cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with file_aside(path) as partial:
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-        described = {"bytes": partial.stat().st_size, "sha256": checksum(partial)}
-        replace_file(partial, path)
-    except SafetensorError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(str(error)) from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    return described
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all, durably."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(dict(content), ensure_ascii=False, indent=1) + "\n", "utf-8")
-    replace_file(partial, path)
+        return {"bytes": partial.stat().st_size, "sha256": checksum(partial)}
 
 
 def fingerprint_of_weights(name_or_folder: str, revision: str | None) -> str:

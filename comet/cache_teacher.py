@@ -25,6 +25,7 @@ from comet.cache_writer import Kept, Reader, Writer, write_held_out, write_steps
 from comet.configuration import CommandParser, build, parse_command, run_command
 from comet.corpus import Corpus
 from comet.distill import SHORTCUTS
+from comet.durable import LOCK, locked
 from comet.formats import stamp
 from comet.frozen import round_weights
 from comet.processes import make_accelerator
@@ -76,9 +77,9 @@ def cache_teacher(recipe: DistillRecipe, folder: Path, kept: Kept, steps: int) -
         "teacher": name,
         "languages": list(corpus.languages),
     }
-    writer = Writer(folder, identity)
-    if writer.index["complete"]:
-        return TeacherCache(folder, writer.index)
+    index = Writer(folder, identity).index
+    if index["complete"]:
+        return TeacherCache(folder, index)
     encoder = _load_encoder(recipe, name, revision, tokenizer, accelerator.device)
     if kept.kind == "logits" and kept.top > len(encoder.output_weight):
         raise ValueError(
@@ -88,13 +89,17 @@ def cache_teacher(recipe: DistillRecipe, folder: Path, kept: Kept, steps: int) -
     masking = Masking(
         tokenizer, recipe.corpus.mask_probability, recipe.objective.kd_tokens, recipe.run.seed
     )
-    with writer.full_disk_said():
-        writer.begin(encoder, tokenizer)
-        teacher = OnlineTeacher(encoder.to(accelerator.device), ops)
-        reader = Reader(teacher, recipe.optimisation.precision, accelerator.device)
-        with closing(_step_batches(recipe, corpus, masking)) as batches:
-            write_steps(writer, reader, batches, kept)
-        write_held_out(writer, reader, held_out_batches(corpus, masking, recipe))
+    with locked(folder / LOCK, f"--output: another process is making the cache in {folder}"):
+        writer = Writer(folder, identity)  # again: another process may have written meanwhile
+        if writer.index["complete"]:
+            return TeacherCache(folder, writer.index)
+        with writer.full_disk_said():
+            writer.begin(encoder, tokenizer)
+            teacher = OnlineTeacher(encoder.to(accelerator.device), ops)
+            reader = Reader(teacher, recipe.optimisation.precision, accelerator.device)
+            with closing(_step_batches(recipe, corpus, masking)) as batches:
+                write_steps(writer, reader, batches, kept)
+            write_held_out(writer, reader, held_out_batches(corpus, masking, recipe))
     return TeacherCache(folder, writer.index)
 
 

@@ -4,7 +4,6 @@ After every file of steps the index is written with the position in the text tha
 """
 
 import contextlib
-import errno
 import shutil
 import sys
 import time
@@ -20,8 +19,15 @@ from transformers import PreTrainedTokenizerFast
 
 from comet.batch import Batch, TeacherOutputs
 from comet.batches import StepBatches
-from comet.cache_files import tensors_of, write_json, write_tensors
+from comet.cache_files import tensors_of, write_tensors
 from comet.configuration import contradiction
+from comet.durable import (
+    UnwritableError,
+    is_as_good_as_empty,
+    sweep,
+    write_json,
+    writing,
+)
 from comet.tap import TappedEncoder
 from comet.teacher_cache import HEAD, HELD_OUT, INDEX, TEACHER, read_index
 from comet.teachers import OnlineTeacher
@@ -96,9 +102,7 @@ class Writer:
         if (folder / INDEX).exists():
             self.index = read_index(folder)
             _require_identity(folder, self.index, identity)
-            for remains in folder.glob(".*.partial"):  # of a command that was killed
-                remains.unlink()
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and not is_as_good_as_empty(folder):
             raise ValueError(f"--output: {folder} holds other files; give an empty folder")
 
     @property
@@ -107,13 +111,14 @@ class Writer:
         return sum(shard["steps"] for shard in self.index["shards"])
 
     def begin(self, encoder: TappedEncoder, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Write what is there once, unless it is there."""
+        """Write what is there once, unless it is there; remove what a killed process left."""
+        sweep(self.folder)
         if HEAD in self.index["files"]:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.save()
-        encoder.model.config.save_pretrained(self.folder / TEACHER)
-        tokenizer.save_pretrained(self.folder / TEACHER)
+        with writing(self.folder / TEACHER):
+            encoder.model.config.save_pretrained(self.folder / TEACHER)
+            tokenizer.save_pretrained(self.folder / TEACHER)
         head = {"weight": encoder.output_weight.detach()}
         if encoder.output_bias is not None:
             head["bias"] = encoder.output_bias.detach()
@@ -134,13 +139,12 @@ class Writer:
         """Say how far it went where a file cannot be written."""
         try:
             yield
-        except OSError as error:
-            if error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                raise
-            raise OSError(
-                f"--output: cannot write {self.folder}: {error.strerror or error}; "
+        except UnwritableError as error:
+            raise UnwritableError(
+                error.path,
+                error.reason,
                 f"{self.steps_done:,} of {self.index['steps']:,} steps are there: make room, or make the "
-                "folder writable, and start the same command again: it goes on"
+                "folder writable, and start the same command again: it resumes",
             ) from error
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from comet.durable import checksum, replace_folder
+from comet.durable import checksum, discard_folder, folder_aside, sweep, writing
 from comet.formats import NewerFormatError, require_known_format, stamp
 
 FORMAT = 2  # 1 had no number, and named neither inputs nor environment
@@ -44,33 +44,18 @@ def save_checkpoint(
     Raises:
         OSError: the disk is full or the folder cannot be written; earlier checkpoints stay as they were.
     """
-    partial, final = folder / f".step-{step}.partial", folder / f"step-{step}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for remains in folder.glob(".step-*.partial"):  # of a run that was killed while it saved
-            shutil.rmtree(remains)
-        partial.mkdir()
+    final, there = folder / f"step-{step}", checkpoints(folder)
+    last = f"the last good checkpoint is {there[-1].name}" if there else "there is none before it"
+    advice = f"{last}; make room, or make the folder writable, and resume with --resume"
+    sweep(folder)  # after a run that was killed while it saved
+    with writing(final, advice), folder_aside(final) as partial:
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial / TENSORS)
         (partial / STATE).write_text(json.dumps(dict(state)), encoding="utf-8")
         sums = {name: checksum(partial / name) for name in (TENSORS, STATE)}
         (partial / CHECKSUMS).write_text(json.dumps(stamp(FORMAT) | sums), encoding="utf-8")
-        replace_folder(partial, final)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        there = checkpoints(folder)
-        last = (
-            f"the last good checkpoint is {there[-1].name}" if there else "there is none before it"
-        )
-        raise OSError(
-            f"cannot write checkpoint {final}: {_reason(error)}; {last}; make room, or make the folder "
-            "writable, and go on with --resume"
-        ) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     for old in checkpoints(folder)[:-keep]:
         if {path.name for path in old.iterdir()} <= {TENSORS, STATE, CHECKSUMS}:  # nobody else's
-            shutil.rmtree(old)
+            discard_folder(old)
     return final
 
 
@@ -230,7 +215,3 @@ def restore_random(tensors: Mapping[str, Tensor], process: int) -> None:
     random.setstate((3, tuple(states["python"].tolist()), gausses[0] if gausses else None))
     if torch.cuda.is_available() and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -21,7 +21,7 @@ import torch
 
 from comet.card import carry
 from comet.configuration import CommandParser, run_command
-from comet.durable import replace_folder, write_json
+from comet.durable import folder_aside, require_new_folder, write_json
 from comet.environment import versions
 from comet.exports.parity import SAME, Examples, Parity, labelled, shapes, unlabelled
 from comet.exports.quantisation import quantise_embeddings, quantise_products, sums_overflow
@@ -114,19 +114,12 @@ def export(
     if output is None:
         folder = folder.resolve()  # "." has no name
         output = folder.with_name(f"{folder.name}-{form.name}")
-    if output.exists() or output.is_symlink():  # a link may lead nowhere
-        raise ValueError(f"--output: {output} exists; name another folder")
+    require_new_folder(output)
     if choice:
         say(choice)
     source = load_encoder(folder)
     examples = _examples(source, data, split, languages, text)
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # of an export that was interrupted
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(f"--output: cannot write {output}: {error.strerror}") from error
-    try:
+    with folder_aside(output, new=True) as partial:
         parity = Parity(source, examples)
         source.tokenizer.save_pretrained(partial)
         how = (_write_graph if form.format == "onnx" else _write_half)(source, form, partial)
@@ -157,9 +150,6 @@ def export(
             "bytes": {"before": weigh(folder), "after": weigh(partial)},
         }
         write_json(partial / REPORT, report)
-        replace_folder(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return {**report, "output": str(output)}
 
 

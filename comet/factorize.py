@@ -20,6 +20,7 @@ from torch import Tensor
 
 from comet.checkpoints import TENSORS
 from comet.configuration import CommandParser, run_command
+from comet.durable import file_aside
 
 PROGRAM = "comet.factorize"
 MOST_TERMS = 32
@@ -125,7 +126,8 @@ def main(argv: Sequence[str]) -> None:
     for terms, error in enumerate(found.errors, 1):
         print(f"{terms:5} {2 * terms * size**2:12,} {error:14.4f}")
     if given.output is not None:
-        save_file({"left": found.left, "right": found.right}, given.output)
+        with file_aside(given.output) as partial:
+            save_file({"left": found.left, "right": found.right}, partial)
         print(
             f"written  {given.output}\nstart from it with --objective.projection kronecker "
             f"--objective.projection_terms {len(found.left)} "

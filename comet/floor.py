@@ -7,7 +7,6 @@ where labelled text is scarce (Jiao et al., 2020, "TinyBERT", augment what a tea
 """
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from comet.durable import replace_file
+from comet.durable import file_aside
 from comet.tasks import TaskData
 from comet.tfidf import FORMAT, cross_fitted
 
@@ -85,9 +84,8 @@ def save_floor(lessons: Mapping[str, Lessons], path: Path) -> None:
     """Keep the labels, whole or not at all; the mixtures follow from the texts."""
     tensors = {name: one.soft for name, one in lessons.items()}
     tensors |= {f"{name}/mixtures": one.soft_mixtures for name, one in lessons.items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # another run may make the same
-    save_file(tensors, partial)
-    replace_file(partial, path)
+    with file_aside(path) as partial:
+        save_file(tensors, partial)
 
 
 def load_floor(train: TaskData, path: Path) -> dict[str, Lessons]:

@@ -17,7 +17,8 @@ import comet_kernels.reference
 from comet.agreement import measure_distiller, table
 from comet.configuration import build, parse_command, run_command
 from comet.distill import SHORTCUTS, build_distiller, open_sources
-from comet.processes import make_accelerator, say
+from comet.durable import require_new_folder
+from comet.processes import make_accelerator, on_main, say
 from comet.recipe import DistillRecipe
 from comet.students import count_parameters, save_model
 from comet.teacher_cache import complete
@@ -39,8 +40,8 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("--resume: nothing is trained here; leave it out")
     recipe = build(DistillRecipe, complete(given.content))
     folder = None if recipe.run.output is None else Path(recipe.run.output)
-    if folder is not None and folder.exists():
-        raise ValueError(f"--output: {folder} exists; name another folder")
+    if folder is not None:
+        on_main(lambda: require_new_folder(folder))
     accelerator = make_accelerator(recipe.optimisation.precision)
     ops: ModuleType = comet_kernels if recipe.objective.fused else comet_kernels.reference
     sources = open_sources(recipe, ops, accelerator)
@@ -56,8 +57,7 @@ def main(argv: Sequence[str]) -> None:
     )
     say(table({"before training": found}))
     if folder is not None and accelerator.is_main_process:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        save_model(student, sources.tokenizer, folder)
+        save_model(student, sources.tokenizer, folder, new=True)
         say(f"\nmodel   {folder}")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from comet.durable import write_text
+from comet.durable import write_text, writing
 
 _DIGITS = 6  # of a probability
 
@@ -42,7 +42,8 @@ def write_predictions(path: Path, predictions: Iterable[PredictedExample]) -> No
         ValueError: a probability is not finite.
         OSError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(_line(one) for one in predictions))
 
 

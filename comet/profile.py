@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from comet.configuration import CommandParser, run_command
-from comet.durable import replace_file, write_json
+from comet.durable import file_aside, write_json
 from comet.processes import named_device
 from comet.profiles import projection_costs
 from comet.profiles.models import find
@@ -83,12 +83,8 @@ class _Written:
             write_json(self._json, found)
             print(f"\nfigures  {self._json}", flush=True)
         if self._plot is not None:
-            partial = self._plot.with_name(f".{self._plot.name}.{os.getpid()}.partial")
-            try:
+            with file_aside(self._plot) as partial:
                 partial.write_bytes(self._draw(found, self._kind))
-                replace_file(partial, self._plot)
-            finally:
-                partial.unlink(missing_ok=True)
             print(f"plot     {self._plot}", flush=True)
 
 

@@ -6,7 +6,6 @@ modelling alone.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -26,7 +25,7 @@ from comet.environment import cache_folder
 from comet.objective import Distiller
 from comet.processes import say
 from comet.recipe import AdaptRecipe, DistillRecipe, ModelRecipe, RunRecipe
-from comet.runs import RECORD
+from comet.runs import read_record
 from comet.students import count_parameters, load_masked_lm
 from comet.tap import TappedEncoder
 from comet.teachers import OnlineTeacher
@@ -114,7 +113,7 @@ def _made_once(name: str, recipe: AdaptRecipe, announcement: str) -> str:
     folder = cache_folder() / f"{name}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if not _is_done(folder):
+        if read_record(folder).get("state") != "done":
             shutil.rmtree(folder, ignore_errors=True)
             print(f"{announcement}\n", flush=True)
             _train(recipe, name, folder)
@@ -135,8 +134,3 @@ def _train(recipe: AdaptRecipe, name: str, folder: Path) -> None:
 def _of_several(variable: str) -> bool:
     """Whether a launcher of several processes sets this variable."""
     return variable in _LAUNCHED or variable.startswith(("TORCHELASTIC_", "ACCELERATE_"))
-
-
-def _is_done(folder: Path) -> bool:
-    record = folder / RECORD
-    return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["state"] == "done"

@@ -23,17 +23,16 @@ from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 
 from comet.configuration import Given, build, contradiction, read_recipe, to_yaml
-from comet.durable import write_text
+from comet.durable import LOCK, is_as_good_as_empty, locked, sweep, write_text, writing
 from comet.environment import differences, environment, peak_resident_bytes
 from comet.interruption import Interrupted
 from comet.names import path_component
 from comet.processes import on_main, say, this_process
 
 RECIPE, RECORD, METRICS, EVALUATION = "recipe.yaml", "run.json", "metrics.jsonl", "evaluation.jsonl"
-LOCK = ".lock"
+_ADVICE = "make room or the folder writable; what is there stays, and a run with a checkpoint resumes with --resume"
 MAY_CHANGE = frozenset(  # on resuming, as it changes no result
     {
         "corpus.workers",
@@ -67,7 +66,8 @@ class RunFolder:
         self.recipe = dataclasses.replace(recipe, run=run)
         self._before: dict[str, Any] = {}
         self._record: dict[str, Any] = {}
-        on_main(self._require_resumable if resume else self._require_empty)
+        self._require = self._require_resumable if resume else self._require_empty
+        on_main(self._require)
 
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
@@ -88,7 +88,10 @@ class RunFolder:
         if not self.is_written_here:
             yield
             return
-        with self._locked():
+        with locked(self.path / LOCK, f"--output: another process is training in {self.path}"):
+            self._require()  # again: another process may have run here meanwhile
+            sweep(self.path)
+            sweep(self.checkpoints)
             self._write(RECIPE, to_yaml(self.recipe))
             self._before = read_record(self.path)
             self._record = begun(self._before, {**self.environment, "command": sys.argv})
@@ -140,11 +143,12 @@ class RunFolder:
         """
         if not self.is_written_here:
             return
-        try:
-            with (self.path / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(dict(line), allow_nan=False) + "\n")
-        except OSError as error:
-            raise _unwritable(self.path / name, error) from error
+        text = json.dumps(dict(line), allow_nan=False) + "\n"
+        with (
+            writing(self.path / name, _ADVICE),
+            (self.path / name).open("a", encoding="utf-8") as file,
+        ):
+            file.write(text)
 
     def forget_lines_after(self, step: int, evaluated: int) -> None:
         """Drop the lines of steps that a resumed run does again, and half lines.
@@ -158,11 +162,7 @@ class RunFolder:
         for name, last in ((METRICS, step), (EVALUATION, evaluated)):
             if (self.path / name).exists():
                 lines = (self.path / name).read_text(encoding="utf-8").splitlines(keepends=True)
-                kept = [
-                    line
-                    for line in lines
-                    if line.endswith("\n") and json.loads(line)["step"] <= last
-                ]
+                kept = [line for line in lines if _is_of_steps_to(last, line)]
                 self._write(name, "".join(kept))
 
     def write_json(self, name: str, content: Any) -> None:
@@ -172,25 +172,8 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         if not self.is_written_here:
             return
-        try:
+        with writing(self.path / name, _ADVICE):
             write_text(self.path / name, text)
-        except OSError as error:
-            raise _unwritable(self.path / name, error) from error
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = FileLock(self.path / LOCK, timeout=0)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout as error:
-            raise ValueError(f"--output: another process is training in {self.path}") from error
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _require_empty(self) -> None:
         if not self.path.exists():
@@ -198,18 +181,16 @@ class RunFolder:
         if not self.path.is_dir():
             raise ValueError(f"--output: {self.path} is a file; give a folder")
         if (self.path / RECIPE).exists():
-            resumable = any(self.path.glob("**/checkpoints/step-*"))
-            advice = "add --resume to go on with it, or " if resumable else ""
+            is_done = read_record(self.path).get("state") == "done"
+            advice = "" if is_done else "add --resume to go on with it, or "
             raise ValueError(
                 f"--output: {self.path} holds another run; {advice}give another --output"
             )
-        if any(path.name != LOCK for path in self.path.iterdir()):
+        if not is_as_good_as_empty(self.path):
             raise ValueError(f"--output: {self.path} holds other files; give an empty folder")
 
     def _require_resumable(self) -> None:
-        record = self.path / RECORD
-        # a run that was killed at its very start has none
-        if record.exists() and json.loads(record.read_text(encoding="utf-8"))["state"] == "done":
+        if read_record(self.path).get("state") == "done":
             raise ValueError(f"--resume: the run in {self.path} is done")
 
 
@@ -220,6 +201,15 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _is_of_steps_to(last: int, line: str) -> bool:
+    """Whether a line of metrics is whole and of a step up to the last one."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return False
+    return line.endswith("\n") and isinstance(step, int) and step <= last
 
 
 def begun(before: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,6 +253,11 @@ def _resolve(recipe_class: type, given: Given, program: str) -> tuple[Path, Any]
     folder = Path(output) if output else _numbered(Path("runs") / name, resume=given.resume)
     if not given.resume:
         return folder, build(recipe_class, given.content)
+    if is_as_good_as_empty(folder):
+        raise ValueError(
+            f"--resume: {folder} holds no run yet, as it ended before its first file was written; start it again "
+            "without --resume"
+        )
     if not (folder / RECIPE).is_file():
         raise ValueError(f"--resume: {folder} holds no run; check --output")
     stored = read_recipe(recipe_class, str(folder / RECIPE))
@@ -312,13 +307,6 @@ def peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return peak_resident_bytes()
-
-
-def _unwritable(path: Path, error: OSError) -> OSError:
-    return OSError(
-        f"cannot write {path}: {error.strerror or error}; make room or the folder writable; what lies there stays, "
-        "and a run with a checkpoint goes on with --resume"
-    )
 
 
 def _now() -> str:

@@ -5,7 +5,6 @@ The paper's student of AfroXLMR-large is the same architecture with 6 layers, hi
 """
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from transformers import (
 
 from comet.anatomy import SUPPORTED
 from comet.configuration import require
-from comet.durable import replace_folder
+from comet.durable import folder_aside
 from comet.student_recipe import StudentRecipe
 
 DROPOUTS = (
@@ -359,26 +358,24 @@ def save_model(
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     beside: Callable[[Path], None] | None = None,
+    *,
+    new: bool = False,
 ) -> None:
     """Write a model as transformers and its users know it, with its tokenizer; whole or not at all.
 
-    `beside` writes more into the folder, before it is put in its place.
+    `beside` writes more into the folder, before it is put in its place; a `new` one replaces none.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    if beside is not None:
-        beside(partial)
-    replace_folder(partial, folder)
+    with folder_aside(folder, new=new) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        if beside is not None:
+            beside(partial)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a tokenizer, whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    tokenizer.save_pretrained(partial)
-    replace_folder(partial, folder)
+    with folder_aside(folder) as partial:
+        tokenizer.save_pretrained(partial)
 
 
 def require_embedded(

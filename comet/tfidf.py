@@ -7,7 +7,6 @@ safetensors: loading runs no code.
 """
 
 import json
-import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from comet.corpus.documents import composed
-from comet.durable import replace_folder
+from comet.durable import folder_aside
 from comet.formats import NewerFormatError, require_known_format, stamp
 
 if TYPE_CHECKING:  # imported where it is used, as it takes seconds that other models need not wait
@@ -125,20 +124,18 @@ class TfidfModel:
         """
         if self._vectorizer is None:
             raise ValueError("tfidf: the model is not fitted; there is nothing to save")
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         ngrams = self._vectorizer.get_feature_names_out().tolist()
         settings = stamp(FORMAT) | {"labels": self.labels, "languages": self.languages}
-        for name, content in ((SETTINGS, settings), (VOCABULARY, ngrams)):
-            (partial / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         tensors = {
             "weights": self._weights_LV,
             "bias": self._bias_L,
             "idf": self._vectorizer.idf_,
         }
-        save_file(tensors, partial / WEIGHTS)
-        replace_folder(partial, folder)
+        with folder_aside(folder) as partial:
+            for name, content in ((SETTINGS, settings), (VOCABULARY, ngrams)):
+                text = json.dumps(content, ensure_ascii=False)
+                (partial / name).write_text(text, encoding="utf-8")
+            save_file(tensors, partial / WEIGHTS)
 
     @classmethod
     def load(cls, folder: Path) -> "TfidfModel":

@@ -16,6 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
+from comet.durable import write_text
 from comet.environment import versions
 
 PROJECT = "comet-distill"
@@ -114,7 +115,7 @@ class Trackers:
         record = self._folder / RECORD
         if not record.is_file():
             identity = os.urandom(6).hex()
-            record.write_text(json.dumps({"wandb": identity}) + "\n", encoding="utf-8")
+            write_text(record, json.dumps({"wandb": identity}) + "\n")
         return str(json.loads(record.read_text(encoding="utf-8"))["wandb"])
 
 

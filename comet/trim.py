@@ -13,8 +13,6 @@ Trim a teacher before it is distilled: the student then shares its small vocabul
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +29,7 @@ from comet.configuration import CommandParser, run_command
 from comet.corpus import Corpus, open_corpus
 from comet.coverage import Coverage
 from comet.coverage import coverage as coverage_of
-from comet.durable import replace_folder, write_json
+from comet.durable import folder_aside, require_new_folder, write_json
 from comet.processes import say
 from comet.students import load_tokenizer, model_folder
 from comet.task_model import CARD, read_card, sizes
@@ -110,7 +108,7 @@ def trim(
         raise ValueError("--size: give either --size or --coverage")
     if coverage is not None and not 0 < coverage <= 1:
         raise ValueError(f"--coverage: got {coverage}, expected above 0 and at most 1")
-    _require_new(output)
+    require_new_folder(output)
     folder = model_folder(model, revision=revision, flag="--model")
     tokenizer = load_tokenizer(str(folder), flag="--model")
     vocabulary = Vocabulary(tokenizer)
@@ -130,10 +128,7 @@ def trim(
         language: _kept(language, texts, tokenizer, trimmed, choice)
         for language, texts in held_out.items()
     }
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with folder_aside(output, new=True) as partial:
         parameters = write_trimmed(folder, choice.kept, partial)
         trimmed.save_pretrained(partial)
         if (folder / CARD).is_file():  # of a model that was fine-tuned
@@ -157,21 +152,7 @@ def trim(
             "proof": asdict(proof),
         }
         write_json(partial / REPORT, report)
-        replace_folder(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return report
-
-
-def _require_new(output: Path) -> None:
-    """Refuse a folder that cannot be made, before the corpus is read."""
-    if output.exists():
-        raise ValueError(f"--output: {output} exists; name another folder")
-    above = next(one for one in output.absolute().parents if one.exists())
-    if not above.is_dir():
-        raise ValueError(f"--output: {above} is a file, so {output} cannot be made; name another")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise ValueError(f"--output: {above} is not writable; name another folder")
 
 
 def _require_known(tokenizer: PreTrainedTokenizerFast, counts: Mapping[str, np.ndarray]) -> None:

@@ -1,6 +1,5 @@
 """Which models a fine-tuning run holds, seed by seed, as its folder shows it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from comet.configuration import build, read_recipe
 from comet.durable import checksum
 from comet.finetune_recipe import FinetuneRecipe
 from comet.names import path_component
-from comet.runs import RECIPE, RECORD
+from comet.runs import RECIPE, read_record
 from comet.task_model import CARD, ModelCard, read_card
 from comet.tasks import Task
 from comet.tfidf import is_tfidf, require_current
@@ -92,8 +91,7 @@ def member_folder(run: Path, seed: int, language: str | None) -> Path:
 
 def is_done(folder: Path) -> bool:
     """Whether the run in a folder has ended well."""
-    record = folder / RECORD
-    return record.is_file() and json.loads(record.read_text("utf-8"))["state"] == "done"
+    return read_record(folder).get("state") == "done"
 
 
 def recipe_of(run: Path, *, flag: str = "--run") -> FinetuneRecipe:

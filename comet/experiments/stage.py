@@ -29,9 +29,9 @@ from typing import Any, Literal
 import yaml
 
 from comet.configuration import contradiction
-from comet.durable import remove_unfinished, write_json, write_text
+from comet.durable import write_json, write_text
 from comet.experiments.written import Content
-from comet.runs import RECIPE, RECORD
+from comet.runs import RECIPE, read_record
 from comet.teacher_cache import INDEX
 
 State = Literal["done", "failed", "blocked", "ready", "waiting"]
@@ -101,7 +101,7 @@ class Stage:
         if self.content is None:
             return False
         return (
-            read_json(self.path / RECORD).get("state") == "done"
+            read_record(self.path).get("state") == "done"
             or read_json(self.path / INDEX).get("complete") is True
         )
 
@@ -200,7 +200,6 @@ class Attempt:
         self._before = _seconds_so_far(stage)
         self._clock = time.perf_counter()
         _write_recipe(stage)
-        _clear(stage)
         command = [*python, *stage.command()]
         self._record = {
             "state": "running",
@@ -306,12 +305,6 @@ def _write_recipe(stage: Stage) -> None:
     if stage.prepare is not None:
         stage.prepare()
     write_text(stage.beside(".yaml"), yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-
-
-def _clear(stage: Stage) -> None:
-    """Remove what a run left that was killed before it wrote its recipe."""
-    if stage.content is not None and not stage.has_begun:
-        remove_unfinished(stage.path)
 
 
 def _seconds_so_far(stage: Stage) -> float:

@@ -58,7 +58,6 @@ def make_untrained(recipe: DistillRecipe, teacher: str, folder: Path) -> None:
         lambda: load_masked_lm(name, revision=revision),
         lambda: first_batches(open_text(recipe.corpus, recipe.run.seed), masking, recipe),
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
     save_model(student, tokenizer, folder)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import comet
-from comet.durable import write_text
 from comet.report import headlines, sections, words
 from comet.report.figures import MEASURES, Group, figure, groups_of
 from comet.report.maps import Maps, attention_maps, languages_of
@@ -98,18 +97,6 @@ def page(material: Material, options: Options, say: Callable[[str], None]) -> st
         lstrip_blocks=True,
     )
     return environment.get_template("page.html.jinja").render(content)
-
-
-def write(text: str, file: Path) -> None:
-    """Write a page; what lies there is replaced only when the new one is whole.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    try:
-        write_text(file, text)
-    except OSError as error:
-        raise OSError(f"--output: cannot write {file}: {error.strerror or error}") from error
 
 
 def _ended(material: Material, kind: str) -> list[Run]:

@@ -44,7 +44,7 @@ def begin(folder: Path, flags: dict[str, str]) -> None:
         assert (folder / "recipe.yaml").is_file()
         return
     assert not (folder / "recipe.yaml").is_file()
-    folder.mkdir(parents=True, exist_ok="--batches" in flags)
+    folder.mkdir(parents=True, exist_ok=True)
     recipe = Path(flags["--recipe"]).read_text()
     if flags.get("--batches"):
         (folder / "index.json").write_text(json.dumps({"complete": False}))

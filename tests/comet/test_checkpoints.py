@@ -34,14 +34,16 @@ def test_the_newest_stay_and_load(tmp_path):
     assert state == {"step": 100}
 
 
-@pytest.mark.parametrize("at", ["save_file", "checksum", "replace_folder"])
+@pytest.mark.parametrize(
+    "at", ["checkpoints.save_file", "checkpoints.checksum", "durable.replace_folder"]
+)
 def test_a_full_disk_leaves_the_one_before_and_no_remains(tmp_path, monkeypatch, at):
     save(tmp_path, 1)
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, at, full_disk)
+    monkeypatch.setattr(f"comet.{at}", full_disk)
     said = r"step-2: No space left on device; the last good checkpoint is step-1; .* --resume"
     with pytest.raises(OSError, match=said):
         save(tmp_path, 2)

@@ -330,7 +330,10 @@ def test_each_form_has_a_folder_of_its_own_beside_the_model(sources, monkeypatch
         (["--format", "onnx", "--model", "slow"], "slow: it has no fast tokenizer"),
         (["--format", "onnx", "--output", "nowhere"], "nowhere exists; name another folder"),
         (["--format", "onnx", "--output", "there"], "there exists; name another folder"),
-        (["--format", "safetensors", "--output", "there/new"], "--output: cannot write there/new"),
+        (
+            ["--format", "safetensors", "--output", "there/new"],
+            "there is a file, so there/new cannot be made",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_and_nothing_written(

@@ -9,7 +9,7 @@ import pytest
 from comet import card
 from comet.checkpoints import save_checkpoint
 from comet.corpus import open_corpus
-from comet.durable import remove_unfinished, replace_folder
+from comet.durable import replace_folder
 from comet.experiments.grid import read_grid
 from comet.names import path_component, path_inside
 from comet.students import load_tokenizer, save_tokenizer
@@ -184,13 +184,6 @@ def test_a_checkpoint_with_somebodys_notes_is_not_rotated_away(tmp_path):
         "step-3",
         "step-5",
     ]
-
-
-def test_only_unfinished_files_are_swept(tmp_path):
-    remove_unfinished(tmp_path / "absent")
-    remove_unfinished(written(tmp_path / "killed", ".lock", ".recipe.yaml.12.partial"))
-    remove_unfinished(written(tmp_path / "theirs", ".lock", "notes.txt"))
-    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
 def test_a_card_that_its_author_edited_outlives_the_model_saved_again(tmp_path):

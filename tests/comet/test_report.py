@@ -231,7 +231,7 @@ def test_a_report_is_replaced_only_when_whole(runs, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_text", full)
-    with pytest.raises(OSError, match=r"--output: cannot write .*No space left"):
+    with pytest.raises(OSError, match=r"cannot write .*report.html: No space left"):
         main([str(runs[4]), "--output", str(output), "--no-measure"])
     assert output.read_text() == "the old one"
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -5,7 +5,7 @@ import pytest
 
 from comet.configuration import Given
 from comet.recipe import CorpusRecipe, DistillRecipe, TeacherRecipe
-from comet.runs import RunFolder, begun, resolve
+from comet.runs import RunFolder, begun, read_record, resolve
 
 RECIPE = DistillRecipe(TeacherRecipe(model="t"), corpus=CorpusRecipe(paths=["c"]))
 CONTENT = {"teacher": {"model": "t"}, "corpus": {"paths": ["c"]}}
@@ -90,6 +90,49 @@ def test_metrics_of_steps_to_be_done_again_are_dropped(tmp_path):
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
     assert (tmp_path / "evaluation.jsonl").read_text() == ""
+
+
+def test_lines_that_are_whole_but_name_no_step_are_dropped_too(tmp_path):
+    lines = ['{"loss": 1}', "[]", "7", '{"step": "x"}', "\x00\x00", '{"step": 2}', '{"st']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    RunFolder(tmp_path, RECIPE, resume=True).forget_lines_after(4, 4)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 2}\n'
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"state": ', "\x00", '"done"'])
+def test_a_run_whose_record_is_damaged_is_resumed(tmp_path, content):
+    with RunFolder(tmp_path, RECIPE, resume=False).recorded():
+        pass
+    (tmp_path / "run.json").write_text(content)
+    assert read_record(tmp_path) == {}
+    with pytest.raises(ValueError, match="holds another run; add --resume to go on with it"):
+        RunFolder(tmp_path, RECIPE, resume=False)
+    with RunFolder(tmp_path, RECIPE, resume=True).recorded():
+        pass
+    assert read_record(tmp_path)["state"] == "done"
+
+
+def test_a_folder_where_a_run_was_killed_before_its_first_file_is_begun_again(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / ".lock").touch()
+    (folder / ".recipe.yaml.123.partial").write_text("teach")
+    content = {**CONTENT, "run": {"output": str(folder)}}
+    with pytest.raises(ValueError, match=r"holds no run yet, .*; start it again without --resume"):
+        folder_of(resume=True, content=content)
+    with RunFolder(folder_of(content=content), RECIPE, resume=False).recorded():
+        pass
+    assert read_record(folder)["state"] == "done"
+    assert not list(folder.glob(".*.partial"))
+
+
+def test_what_another_process_wrote_since_this_one_looked_is_not_written_over(tmp_path):
+    late = RunFolder(tmp_path / "run", RECIPE, resume=False)
+    with RunFolder(tmp_path / "run", RECIPE, resume=False).recorded(who="first"):
+        pass
+    with pytest.raises(ValueError, match="holds another run"), late.recorded():
+        pass
+    assert read_record(tmp_path / "run")["who"] == "first"
 
 
 def test_a_number_that_json_does_not_know_is_not_written(tmp_path):
