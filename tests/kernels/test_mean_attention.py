@@ -32,6 +32,23 @@ def test_pieces_agree_with_the_definition(shape, lengths, dtype):
     judge(found, query, key, gradient, mask)
 
 
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("size", [1, 8])
+def test_16_bit_inputs_are_rounded_no_further(dtype, size):
+    """As if they had come in float32; D = 32, whose scale is no power of two, and maps up to sharp ones."""
+    query, key, gradient = make(2, 3, 61, 32, dtype)
+    query = query * size
+    mask = padded([61, 40], 61)
+    found = evaluate(pieces, query, key, gradient, mask, scale=32**-0.5)
+    exact = evaluate(pieces, query.float(), key.float(), gradient, mask, scale=32**-0.5)
+    assert torch.equal(found[0], exact[0])
+    assert all(
+        torch.equal(low, high.to(dtype)) for low, high in zip(found[1:], exact[1:], strict=True)
+    )
+    truth = reference.mean_attention(query.double(), key.double(), mask)
+    assert_accurate(found[0], truth)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     "shape", [(2, 4, 250, 64), (3, 1, 1, 8), (1, 2, 300, 256), (0, 2, 5, 8), (2, 0, 5, 8)]

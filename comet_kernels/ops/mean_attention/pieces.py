@@ -41,7 +41,9 @@ def _groups(
     room = query.new_empty(2, *query[groups[0]].shape, dtype=torch.float32)
     for samples in groups:
         query_GHSD, key_GHSD = room[:, : len(query[samples])]
-        torch.mul(query[samples], scale, out=query_GHSD)
+        query_GHSD.copy_(query[samples]).mul_(
+            scale
+        )  # a product of 16-bit numbers would be rounded to 16 bits
         key_GHSD.copy_(key[samples])
         padding_GS = None if mask is None else ~mask[samples]
         if padding_GS is not None:
