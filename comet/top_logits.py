@@ -150,13 +150,8 @@ class _TopSoftenedKl(torch.autograd.Function):
         tail_N: Tensor,
         temperature_N: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        device = hidden_NE.device
-        autocast = (
-            torch.get_autocast_dtype(device.type)
-            if torch.is_autocast_enabled(device.type)
-            else None
-        )
-        with launch.without_autocast(device):
+        autocast = launch.autocast_dtype(hidden_NE.device)
+        with launch.without_autocast(hidden_NE.device):
             student = linear_pieces.Side(hidden_NE, weight_VE, bias_V, autocast)
             kl_N, *gradients = _in_pieces(
                 student, (values_NK, pieces_NK, tail_N), temperature_N, ctx.needs_input_grad[:3]

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch.autograd import forward_ad
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -21,6 +22,36 @@ def expect_floating(argument: str, tensor: torch.Tensor) -> None:
         tensor.dtype,
         "float32, bfloat16 or float16",
     )
+
+
+def expect_float32(**tensors: torch.Tensor) -> None:
+    """Require what an op reads as it is: its public function converts, `torch.ops.comet` may be called without."""
+    for argument, tensor in tensors.items():
+        expect(tensor.dtype == torch.float32, argument, tensor.dtype, "torch.float32")
+
+
+def refuse_forward_mode(op: str, *tensors: torch.Tensor | None) -> None:
+    """Refuse tensors that carry a tangent, which an op would drop without a word.
+
+    Raises:
+        NotImplementedError: one does.
+    """
+    if forward_ad._current_level < 0:  # outside of any forward-mode differentiation
+        return
+    if any(tensor is not None and _has_tangent(tensor) for tensor in tensors):
+        raise NotImplementedError(
+            f"{op} has no forward-mode derivative (jvp, jacfwd, dual tensors): differentiate it by backward(), or take "
+            f"comet_kernels.reference.{op}"
+        )
+
+
+def _has_tangent(tensor: torch.Tensor) -> bool:
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_gradtrackingtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def expect_shape(argument: str, tensor: torch.Tensor, shape: tuple[int, ...], meaning: str) -> None:

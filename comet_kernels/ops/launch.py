@@ -62,6 +62,13 @@ def launch(
         run(_choose(kernel, table, shape_class, device, run if repeatable else None))
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast asks for on a device; None where it is off, or there is none, as for meta tensors."""
+    known = torch.amp.is_autocast_available(device.type)
+    enabled = known and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if enabled else None
+
+
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """What an implementation runs in: autocast would round float32 work behind its back."""
     if not torch.amp.is_autocast_available(device.type):

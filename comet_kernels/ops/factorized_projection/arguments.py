@@ -8,18 +8,21 @@ from comet_kernels.checks import (
     expect_mask,
     expect_same_device,
     expect_shape,
+    refuse_forward_mode,
 )
 
 Needs = tuple[bool, bool, bool]  # of map, left and right
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 
-def check(name: str, map: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+def check(op: str, name: str, map: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """Require square maps, factors of one shape that is not smaller, floats, and one device.
 
     Raises:
         ValueError: names the argument; `name` is that of `map`.
+        NotImplementedError: one of them carries a forward-mode tangent; names the op.
     """
+    refuse_forward_mode(op, map, left, right)
     expect(map.dim() == 3, name, f"{map.dim()} dimensions", "3: [B, S, S]")
     size, columns = map.shape[1:]
     expect(size == columns and size > 0, name, f"shape {list(map.shape)}", "square maps: [B, S, S]")
@@ -48,12 +51,6 @@ def check_mask(mask: torch.Tensor | None, student_map: torch.Tensor) -> None:
     if mask is not None:
         expected = tuple(student_map.shape[:2])
         expect_mask(mask, expected, student_map, "[B, S] of student_map", "student_map")
-
-
-def require_float32(**tensors: torch.Tensor) -> None:
-    """Require what native code reads; the public functions convert, `torch.ops.comet` may be called without them."""
-    for argument, tensor in tensors.items():
-        expect(tensor.dtype == torch.float32, argument, tensor.dtype, "torch.float32")
 
 
 def sizes(map: torch.Tensor, left: torch.Tensor) -> tuple[int, int, int, int]:

@@ -7,7 +7,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from comet_kernels import native
-from comet_kernels.checks import expect_same_device, expect_shape
+from comet_kernels.checks import expect_float32, expect_same_device, expect_shape
 from comet_kernels.ops.factorized_projection import cuda, pieces
 from comet_kernels.ops.factorized_projection.arguments import (
     Gradients,
@@ -16,7 +16,6 @@ from comet_kernels.ops.factorized_projection.arguments import (
     check,
     check_mask,
     check_teacher,
-    require_float32,
     rooms,
     sizes,
 )
@@ -35,15 +34,20 @@ def _present(found: Gradients, like: torch.Tensor) -> Three:
 def _forward(
     map: torch.Tensor, left: torch.Tensor, right: torch.Tensor, in_bfloat16: bool
 ) -> torch.Tensor:
+    _check_forward(map, left, right)
     return pieces.forward(map, left, right)
+
+
+def _check_forward(map: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    check("factorized_projection", "map", map, left, right)
+    expect_float32(map=map, left=left, right=right)
 
 
 @_forward.register_kernel("cpu")
 def _forward_cpu(
     map: torch.Tensor, left: torch.Tensor, right: torch.Tensor, in_bfloat16: bool
 ) -> torch.Tensor:
-    check("map", map, left, right)
-    require_float32(map=map, left=left, right=right)
+    _check_forward(map, left, right)
     map, left, right = map.contiguous(), left.contiguous(), right.contiguous()
     output = torch.empty_like(map)
     native.library().factorized_projection_forward(
@@ -56,8 +60,7 @@ def _forward_cpu(
 def _forward_cuda(
     map: torch.Tensor, left: torch.Tensor, right: torch.Tensor, in_bfloat16: bool
 ) -> torch.Tensor:
-    check("map", map, left, right)
-    require_float32(map=map, left=left, right=right)
+    _check_forward(map, left, right)
     return cuda.forward(map, left, right, in_bfloat16)
 
 
@@ -80,6 +83,7 @@ def _backward(
     in_bfloat16: bool,
 ) -> Three:
     """dA, dL and dR; an empty tensor for each that is not needed."""
+    _check_backward(gradient, map, left, right)
     needs = (map_needs, left_needs, right_needs)
     return _present(pieces.backward(gradient, map, left, right, needs), map)
 
@@ -127,10 +131,10 @@ def _backward_cuda(
 def _check_backward(
     gradient: torch.Tensor, map: torch.Tensor, left: torch.Tensor, right: torch.Tensor
 ) -> None:
-    check("map", map, left, right)
+    _check_forward(map, left, right)
     expect_shape("gradient", gradient, tuple(map.shape), "[B, S, S] of map")
     expect_same_device("gradient", gradient, map, "map")
-    require_float32(gradient=gradient, map=map, left=left, right=right)
+    expect_float32(gradient=gradient)
 
 
 @_backward.register_fake
@@ -174,6 +178,7 @@ def _mse(
     in_bfloat16: bool,
 ) -> Four:
     """The loss and its gradients dA, dL and dR; an empty tensor for each that is not needed."""
+    _check_mse(student_map, teacher_map, left, right, mask)
     needs = (map_needs, left_needs, right_needs)
     loss, found = pieces.mse(student_map, teacher_map, left, right, mask, needs)
     return loss, *_present(found, student_map)
@@ -232,10 +237,10 @@ def _check_mse(
     right: torch.Tensor,
     mask: torch.Tensor | None,
 ) -> None:
-    check("student_map", student_map, left, right)
+    check("projected_mse", "student_map", student_map, left, right)
     check_teacher(teacher_map, student_map)
     check_mask(mask, student_map)
-    require_float32(student_map=student_map, teacher_map=teacher_map, left=left, right=right)
+    expect_float32(student_map=student_map, teacher_map=teacher_map, left=left, right=right)
 
 
 @_mse.register_fake
@@ -309,7 +314,7 @@ def factorized_projection(
         ValueError: a wrong shape, dtype or device; the message names the argument.
         RuntimeError: on the CPU, if the C++ extension is not built; on a GPU, if a kernel cannot be launched.
     """
-    check("map", map, left, right)
+    check("factorized_projection", "map", map, left, right)
     output: torch.Tensor = _forward(
         map.float(), left.float(), right.float(), _in_bfloat16(map.device)
     )
@@ -343,7 +348,7 @@ def projected_mse(
         ValueError: a wrong shape, dtype or device; the message names the argument.
         RuntimeError: on the CPU, if the C++ extension is not built; on a GPU, if a kernel cannot be launched.
     """
-    check("student_map", student_map, left, right)
+    check("projected_mse", "student_map", student_map, left, right)
     check_teacher(teacher_map, student_map)
     check_mask(mask, student_map)
     wanted = torch.is_grad_enabled()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from comet_kernels.ops.factorized_projection.arguments import Gradients, Needs
+from comet_kernels.ops.launch import without_autocast
 
 PIECE_BYTES = 64 << 20
 
@@ -16,7 +17,7 @@ PIECE_BYTES = 64 << 20
 def forward(map: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """P(A), [B, S, S]."""
     output = torch.empty_like(map, memory_format=torch.contiguous_format)
-    with torch.autocast(map.device.type, enabled=False):
+    with without_autocast(map.device):
         for piece in _pieces(map):
             output[piece] = _project(map[piece], left, right)
     return output
@@ -31,7 +32,7 @@ def backward(
 ) -> Gradients:
     """dA, dL and dR for the gradient with respect to P(A); None where not needed."""
     found = _zeros(map, left, right, needs)
-    with torch.autocast(map.device.type, enabled=False):
+    with without_autocast(map.device):
         for piece in _pieces(map):
             _add_gradients(found, piece, gradient[piece], map[piece], left, right)
     return found
@@ -54,7 +55,7 @@ def mse(
         if mask is None
         else mask.sum(1).square().sum().clamp(min=1)
     )
-    with torch.autocast(student_map.device.type, enabled=False):
+    with without_autocast(student_map.device):
         for piece in _pieces(student_map):
             difference = _project(student_map[piece], left, right) - teacher_map[piece]
             if mask is not None:

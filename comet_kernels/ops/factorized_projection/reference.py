@@ -10,6 +10,8 @@ and Pitsianis, "Approximation with Kronecker products", 1993) it becomes
 
 import torch
 
+from comet_kernels.ops.launch import without_autocast
+
 
 def factorized_projection(
     map: torch.Tensor, left: torch.Tensor, right: torch.Tensor
@@ -26,7 +28,7 @@ def factorized_projection(
     """
     dtype = torch.promote_types(map.dtype, torch.float32)
     size = map.shape[-1]
-    with torch.autocast(map.device.type, enabled=False):
+    with without_autocast(map.device):
         left_KSS = left[:, :size, :size].to(dtype)
         right_KSS = right[:, :size, :size].to(dtype)
         return torch.einsum("kip,bpq,kjq->bij", left_KSS, map.to(dtype), right_KSS)

@@ -6,11 +6,14 @@ import torch
 
 from comet_kernels.checks import (
     expect,
+    expect_float32,
     expect_floating,
     expect_mask,
     expect_same_device,
     expect_shape,
+    refuse_forward_mode,
 )
+from comet_kernels.ops import launch
 from comet_kernels.ops.mean_attention import pieces
 
 LONGEST = 8192
@@ -22,6 +25,7 @@ def _forward(
     query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The map, and for the backward the row statistics [B, H, S] on GPUs or nothing, [B, H, 0], elsewhere."""
+    _check(query, key, mask)
     return pieces.forward(query, key, mask, scale), _no_statistics(query)
 
 
@@ -31,6 +35,7 @@ def _forward_cuda(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from comet_kernels.ops.mean_attention import gpu
 
+    _check(query, key, mask)
     return gpu.forward(query, key, mask, scale)
 
 
@@ -61,6 +66,7 @@ def _backward(
     key_needs: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dQ and dK; an empty tensor for the one that is not needed."""
+    _check_backward(gradient, query, key, mask)
     needs = (query_needs, key_needs)
     found = pieces.backward(gradient, query, key, mask, scale, needs)
     return _present(found, query)
@@ -79,7 +85,12 @@ def _backward_cuda(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from comet_kernels.ops.mean_attention import gpu
 
+    _check_backward(gradient, query, key, mask)
+    expect_float32(statistics=statistics)
+    expect_shape("statistics", statistics, tuple(query.shape[:3]), "[B, H, S] of query")
+    expect_same_device("statistics", statistics, query, "query")
     needs = (query_needs, key_needs)
+    statistics = statistics.contiguous()
     found = gpu.backward(gradient, query, key, mask, statistics, scale, needs)
     return _present(found, query)
 
@@ -129,6 +140,13 @@ _forward.register_autograd(_differentiate, setup_context=_remember)
 
 
 def _check(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> None:
+    """Require two tensors of one shape that the kernels know.
+
+    Raises:
+        ValueError: names the argument.
+        NotImplementedError: one of them carries a forward-mode tangent.
+    """
+    refuse_forward_mode("mean_attention", query, key)
     expect(query.dim() == 4, "query", f"{query.dim()} dimensions", "4: [B, H, S, D]")
     expect_shape("key", key, tuple(query.shape), "[B, H, S, D] of query")
     expect_floating("query", query)
@@ -140,6 +158,16 @@ def _check(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) ->
     expect(1 <= head_size <= WIDEST_HEAD, "query", head_size, f"D from 1 to {WIDEST_HEAD}")
     if mask is not None:
         expect_mask(mask, (batch, sequence), query, "[B, S] of query", "query")
+
+
+def _check_backward(
+    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None
+) -> None:
+    _check(query, key, mask)
+    expect_float32(gradient=gradient)
+    batch, _, sequence, _ = query.shape
+    expect_shape("gradient", gradient, (batch, sequence, sequence), "[B, S, S] of query")
+    expect_same_device("gradient", gradient, query, "query")
 
 
 def mean_attention(
@@ -173,9 +201,9 @@ def mean_attention(
         ValueError: a wrong shape, dtype or device; the message names the argument.
     """
     _check(query, key, mask)
-    if query.dtype == torch.float32 and torch.is_autocast_enabled(query.device.type):
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key = query.to(dtype), key.to(dtype)
+    autocast = launch.autocast_dtype(query.device)
+    if query.dtype == torch.float32 and autocast is not None:
+        query, key = query.to(autocast), key.to(autocast)
     if scale is None:
         scale = query.shape[-1] ** -0.5
     elif not (isinstance(scale, (int, float)) and -math.inf < scale < math.inf):

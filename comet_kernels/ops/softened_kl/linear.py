@@ -9,7 +9,15 @@ from typing import Literal, overload
 
 import torch
 
-from comet_kernels.checks import expect, expect_floating, expect_same_device, expect_shape
+from comet_kernels.checks import (
+    expect,
+    expect_float32,
+    expect_floating,
+    expect_same_device,
+    expect_shape,
+    refuse_forward_mode,
+)
+from comet_kernels.ops import launch
 from comet_kernels.ops.softened_kl.linear_pieces import empty_gradients, total_and_gradients
 from comet_kernels.ops.softened_kl.op import kl_of_rows, mean_of_rows, per_row
 
@@ -29,6 +37,10 @@ def _forward(
     weight_needs: bool,
     bias_needs: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    student = student_hidden, student_weight, student_bias
+    _check(student, (teacher_hidden, teacher_weight, teacher_bias), autocast is not None)
+    expect_float32(temperature=temperature)
+    temperature, mask = per_row(temperature, mask, student_hidden)
     return total_and_gradients(
         student_hidden,
         student_weight,
@@ -74,6 +86,10 @@ def _backward(
 
     The inputs are there for what they require: whoever differentiates this again is told that it cannot be done.
     """
+    expect_float32(gradient=gradient)
+    expect_shape("gradient", gradient, (), "a scalar")
+    for found, tensor in zip(gradients, inputs, strict=True):
+        expect_shape("gradients", found, tuple(tensor.shape), "shapes of inputs")
     # The incoming gradient carries 1 / rows and a scaler's factor: multiplied in float32, 16 bits may not hold it.
     return [
         torch.mul(found, gradient).to(tensor.dtype)
@@ -103,12 +119,34 @@ def _remember(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _differentiate(ctx, gradient, *_):  # type: ignore[no-untyped-def]
-    count = sum(ctx.needs)
-    found = iter(_backward(gradient, ctx.saved_tensors[:count], ctx.saved_tensors[count:]))
+    saved, count = ctx.saved_tensors, sum(ctx.needs)  # which checkpointing lets be read once
+    found = iter(_backward(gradient, saved[:count], saved[count:]))
     return *(next(found) if needed else None for needed in ctx.needs), *(None,) * 9
 
 
 _forward.register_autograd(_differentiate, setup_context=_remember)
+
+
+Head = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # hidden states, weight, bias
+
+
+def _check(student: Head, teacher: Head, autocast: bool) -> None:
+    """Require heads over one vocabulary, and hidden states of as many rows.
+
+    Raises:
+        ValueError: names the argument.
+        NotImplementedError: one of the student's carries a forward-mode tangent.
+    """
+    refuse_forward_mode("linear_softened_kl", *student)
+    _check_side("student", *student, autocast)
+    _check_side("teacher", *teacher, autocast)
+    n, v = student[0].shape[0], student[1].shape[0]
+    expect(v > 0, "student_weight", "V = 0", "at least one row")
+    shape = (v, teacher[1].shape[1])
+    expect_shape("teacher_weight", teacher[1], shape, "[V of student_weight, Ht]")
+    shape = (n, teacher[0].shape[1])
+    expect_shape("teacher_hidden", teacher[0], shape, "[N of student_hidden, Ht]")
+    expect_same_device("teacher_hidden", teacher[0], student[0], "student_hidden")
 
 
 def _check_side(
@@ -201,21 +239,13 @@ def linear_softened_kl(
     Raises:
         ValueError: a wrong shape, dtype, device or temperature; the message names the argument.
     """
-    device_type = student_hidden.device.type
-    autocast = torch.is_autocast_enabled(device_type)
-    _check_side("student", student_hidden, student_weight, student_bias, autocast)
-    _check_side("teacher", teacher_hidden, teacher_weight, teacher_bias, autocast)
-    n, v = student_hidden.shape[0], student_weight.shape[0]
-    expect(v > 0, "student_weight", "V = 0", "at least one row")
-    shape = (v, teacher_weight.shape[1])
-    expect_shape("teacher_weight", teacher_weight, shape, "[V of student_weight, Ht]")
-    shape = (n, teacher_hidden.shape[1])
-    expect_shape("teacher_hidden", teacher_hidden, shape, "[N of student_hidden, Ht]")
-    expect_same_device("teacher_hidden", teacher_hidden, student_hidden, "student_hidden")
+    autocast = launch.autocast_dtype(student_hidden.device)
+    student = student_hidden, student_weight, student_bias
+    _check(student, (teacher_hidden, teacher_weight, teacher_bias), autocast is not None)
     temperature_N, mask = per_row(temperature, mask, student_hidden)
     needs = (
         torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
-        for tensor in (student_hidden, student_weight, student_bias)
+        for tensor in student
     )
     total, loss_N, *_ = _forward(
         student_hidden,
@@ -226,8 +256,8 @@ def linear_softened_kl(
         None if teacher_bias is None else teacher_bias.detach(),
         temperature_N,
         mask,
-        torch.get_autocast_dtype(device_type) if autocast else None,
+        autocast,
         *needs,
     )
-    loss: torch.Tensor = mean_of_rows(total, n, mask)
+    loss: torch.Tensor = mean_of_rows(total, student_hidden.shape[0], mask)
     return (loss, kl_of_rows(loss_N, temperature_N, mask)) if return_kl else loss

@@ -7,13 +7,43 @@ import torch
 
 from comet_kernels.checks import (
     expect,
+    expect_float32,
     expect_floating,
     expect_mask,
     expect_positive,
     expect_same_device,
     expect_shape,
+    refuse_forward_mode,
 )
 from comet_kernels.ops.softened_kl import rows
+
+
+def _check(student: torch.Tensor, teacher: torch.Tensor) -> None:
+    """Require two sides of one shape.
+
+    Raises:
+        ValueError: names the argument.
+        NotImplementedError: the student carries a forward-mode tangent.
+    """
+    refuse_forward_mode("softened_kl", student)
+    expect(student.dim() == 2, "student_logits", f"{student.dim()} dimensions", "[N, V]")
+    expect(student.shape[1] > 0, "student_logits", "V = 0", "at least one column")
+    expect_floating("student_logits", student)
+    expect_shape("teacher_logits", teacher, tuple(student.shape), "[N, V] of student_logits")
+    expect_floating("teacher_logits", teacher)
+    expect_same_device("teacher_logits", teacher, student, "student_logits")
+
+
+def _check_all(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    temperature: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The same for who calls the op itself; temperature and mask come back contiguous."""
+    _check(student, teacher)
+    expect_float32(temperature=temperature)
+    return per_row(temperature, mask, student)
 
 
 def _readable(logits: torch.Tensor) -> torch.Tensor:
@@ -29,6 +59,7 @@ def _forward(
     mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """T² KL of every row [N] and the row statistics [4, N] of the backward, both float32."""
+    temperature, mask = _check_all(student, teacher, temperature, mask)
     temperature = rows.checked_temperature(temperature, mask)
     return rows.forward(_readable(student), _readable(teacher), temperature, mask)
 
@@ -57,6 +88,13 @@ def _backward(
     statistics: torch.Tensor,
 ) -> torch.Tensor:
     """The gradient [N, V] of Σ scale · loss with respect to the student, in its dtype."""
+    temperature, mask = _check_all(student, teacher, temperature, mask)
+    expect_float32(scale=scale, statistics=statistics)
+    n = student.shape[0]
+    expect_shape("scale", scale, (n,), "[N]")
+    expect_shape("statistics", statistics, (4, n), "[4, N]")
+    for name, tensor in (("scale", scale), ("statistics", statistics)):
+        expect_same_device(name, tensor, student, "student_logits")
     gradient = student.new_empty(student.shape)
     rows.backward(
         _readable(student),
@@ -64,7 +102,7 @@ def _backward(
         temperature,
         mask,
         scale.contiguous(),
-        statistics,
+        statistics.contiguous(),
         gradient,
     )
     return gradient
@@ -183,15 +221,7 @@ def softened_kl(
     Raises:
         ValueError: a wrong shape, dtype, device or temperature; the message names the argument.
     """
-    expect(
-        student_logits.dim() == 2, "student_logits", f"{student_logits.dim()} dimensions", "[N, V]"
-    )
-    expect(student_logits.shape[1] > 0, "student_logits", "V = 0", "at least one column")
-    expect_floating("student_logits", student_logits)
-    shape = tuple(student_logits.shape)
-    expect_shape("teacher_logits", teacher_logits, shape, "[N, V] of student_logits")
-    expect_floating("teacher_logits", teacher_logits)
-    expect_same_device("teacher_logits", teacher_logits, student_logits, "student_logits")
+    _check(student_logits, teacher_logits)
     temperature_N, mask = per_row(temperature, mask, student_logits)
     loss_N: torch.Tensor = _forward(student_logits, teacher_logits.detach(), temperature_N, mask)[0]
     loss = mean_of_rows(loss_N.sum(), student_logits.shape[0], mask)
