@@ -5,11 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from comet.configuration import CommandParser, run_command
-<<<<<<< HEAD
 from comet.corpus.encodings import conversion
-=======
 from comet.durable import write_text
->>>>>>> 86cf04f (A folder with nothing but unfinished files is empty: one home for what is written aside, locked and swept)
 from comet.processes import say
 from comet.report.reading import read
 
