@@ -36,6 +36,7 @@ from comet.coverage import coverage, coverage_table
 from comet.entropy import piece_entropy
 from comet.memory_advice import advice, explained, sizes_of
 from comet.objective import sums_by_language
+from comet.pretrained import random_model
 from comet.processes import make_accelerator, on_main, say
 from comet.recipe import AdaptRecipe, ModelRecipe
 from comet.runs import RunFolder, resolve
@@ -223,7 +224,7 @@ def make_model(
     else:
         # trained twice, a tokenizer's scores differ in their last bits; and the main process alone has the run folder
         tokenizer = on_main(lambda: _tokenizer(wanted, corpus, saved))
-        model = AutoModelForMaskedLM.from_config(encoder_config(wanted, tokenizer))
+        model = random_model(AutoModelForMaskedLM, encoder_config(wanted, tokenizer))
     require_embedded(tokenizer, model, flag="--tokenizer" if wanted.tokenizer else "--model")
     lengths = {"corpus.max_length": recipe.corpus.max_length}
     if recipe.warm_start.steps:

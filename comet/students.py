@@ -4,20 +4,14 @@ The paper's student of AfroXLMR-large is the same architecture with 6 layers, hi
 1024: 69,187,730 parameters with its tied masked-language-model head, 92.5 % of them embeddings.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
-import transformers
-from huggingface_hub import snapshot_download
 from transformers import (
-    AutoConfig,
-    AutoModel,
     AutoModelForMaskedLM,
-    AutoTokenizer,
     ElectraConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -27,6 +21,7 @@ from transformers import (
 from comet.anatomy import SUPPORTED
 from comet.configuration import require
 from comet.durable import folder_aside
+from comet.pretrained import load_any_tokenizer, load_config, load_model, random_model
 from comet.student_recipe import StudentRecipe
 
 DROPOUTS = (
@@ -86,30 +81,6 @@ def student_config(teacher: PreTrainedConfig, recipe: StudentRecipe) -> PreTrain
     for name in ("head_dim", "_name_or_path", "architectures", "dtype"):
         values.pop(name, None)
     return cast(PreTrainedConfig, type(teacher).from_dict(values))
-
-
-def saved_class(
-    config: PreTrainedConfig, name: str, *, flag: str = "--model"
-) -> type[PreTrainedModel]:
-    """The class that a model was saved as; one without a head where its configuration names none.
-
-    Args:
-        config: of the model.
-        name: of the model, for messages.
-        flag: the option that named it, for messages.
-
-    Raises:
-        ValueError: transformers has no such class.
-    """
-    if not config.architectures:
-        with torch.device("meta"):
-            return type(AutoModel.from_config(config))
-    found = getattr(transformers, config.architectures[0], None)
-    if found is None:
-        raise ValueError(
-            f"{flag}: transformers has no {config.architectures[0]}, which {name} was saved as"
-        )
-    return cast(type[PreTrainedModel], found)
 
 
 def chosen_layers(teacher: PreTrainedConfig, recipe: StudentRecipe) -> tuple[int, ...]:
@@ -246,7 +217,7 @@ def make_student(teacher: PreTrainedConfig, recipe: StudentRecipe) -> PreTrained
     """A student of the recipe's shape with random weights, or the model that `recipe.model` names."""
     if recipe.model is not None:
         return load_masked_lm(recipe.model, flag="--student")
-    return cast(PreTrainedModel, AutoModelForMaskedLM.from_config(student_config(teacher, recipe)))
+    return random_model(AutoModelForMaskedLM, student_config(teacher, recipe))
 
 
 def load_masked_lm(
@@ -267,20 +238,14 @@ def load_masked_lm(
     Raises:
         ValueError: it is not there, is no encoder, or its head's weights are missing.
     """
-    with said_plainly(flag, name_or_folder):
-        config = AutoConfig.from_pretrained(
-            name_or_folder, revision=revision, trust_remote_code=False
+    config = load_config(name_or_folder, revision=revision, flag=flag)
+    if type(config) not in AutoModelForMaskedLM._model_mapping:
+        raise ValueError(
+            f"{flag}: cannot load {name_or_folder}: a {config.model_type} model has no masked-language-model head"
         )
-        if type(config) not in AutoModelForMaskedLM._model_mapping:
-            raise ValueError(f"a {config.model_type} model has no masked-language-model head")
-        model, report = AutoModelForMaskedLM.from_pretrained(
-            name_or_folder,
-            revision=revision,
-            dtype=torch.float32,
-            use_safetensors=True,  # a pickle can run code
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+    model, report = load_model(
+        AutoModelForMaskedLM, name_or_folder, config=config, revision=revision, flag=flag
+    )
     missing = sorted(report["missing_keys"])
     if missing and head_required:
         raise ValueError(
@@ -289,7 +254,7 @@ def load_masked_lm(
             "masked-language-model head; train one with `python -m comet.adapt --model "
             f"{name_or_folder}`, or give a checkpoint that has it"
         )
-    return cast(PreTrainedModel, model)
+    return model
 
 
 def load_tokenizer(
@@ -300,15 +265,7 @@ def load_tokenizer(
     Raises:
         ValueError: there is none, it is not a fast one, or it has no mask or padding token.
     """
-    with said_plainly(flag, name_or_folder, needed="tokenizer_config.json"):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                name_or_folder, revision=revision, trust_remote_code=False
-            )
-        except ValueError as error:
-            if "backend tokenizer" not in str(error):
-                raise
-            raise ValueError("it has no fast tokenizer (tokenizer.json)") from error
+    tokenizer = load_any_tokenizer(name_or_folder, revision=revision, flag=flag)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(f"{flag}: {name_or_folder} holds no tokenizer; save one beside the model")
     if not tokenizer.is_fast:
@@ -317,22 +274,7 @@ def load_tokenizer(
         if getattr(tokenizer, kind) is None:
             raise ValueError(f"{flag}: the tokenizer of {name_or_folder} has no {kind[:-9]} token")
     tokenizer.chat_template = None  # saving one writes files of whatever names it lists
-    return cast(PreTrainedTokenizerFast, tokenizer)
-
-
-def model_folder(
-    name_or_folder: str, *, revision: str | None = None, flag: str = "--teacher"
-) -> Path:
-    """Where a model's files lie, fetched from the hub where it is a name there.
-
-    Raises:
-        ValueError: there is none.
-    """
-    with said_plainly(flag, name_or_folder):
-        if Path(name_or_folder).is_dir():
-            return Path(name_or_folder)
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
-        return Path(snapshot_download(name_or_folder, revision=revision, allow_patterns=patterns))
+    return tokenizer
 
 
 def require_same_vocabulary(
@@ -412,25 +354,3 @@ def keep_inputs_only(model: PreTrainedModel) -> None:
 def count_parameters(model: torch.nn.Module) -> int:
     """Parameters, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-@contextlib.contextmanager
-def said_plainly(flag: str, name_or_folder: str, needed: str = "config.json") -> Iterator[None]:
-    """Turn what transformers and the hub raise into one line that names the option."""
-    path = Path(name_or_folder)
-    if path.is_absolute() or name_or_folder.startswith((".", "~")) or path.exists():
-        _require_folder(flag, path, needed)
-    try:
-        yield
-    except Exception as error:  # the hub, safetensors and torch each have exceptions of their own
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{flag}: cannot load {name_or_folder}: {reason}") from error
-
-
-def _require_folder(flag: str, path: Path, needed: str) -> None:
-    if not path.is_dir():
-        raise ValueError(f"{flag}: {path} is not a folder")
-    if not (path / needed).is_file():
-        hint = "; did you mean its subfolder?" if any(path.glob(f"*/{needed}")) else ""
-        kind = "model" if needed == "config.json" else "tokenizer"
-        raise ValueError(f"{flag}: {path} holds no {kind} ({needed}){hint}")

@@ -5,13 +5,10 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
 
-import torch
 import transformers
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedConfig,
@@ -26,12 +23,12 @@ from comet.durable import write_json
 from comet.finetune_recipe import TunedModelRecipe
 from comet.formats import NewerFormatError, require_known_format, stamp
 from comet.names import path_component
+from comet.pretrained import load_config, load_model, random_model
 from comet.students import (
     DROPOUTS,
     count_parameters,
     load_tokenizer,
     require_embedded,
-    said_plainly,
     save_model,
 )
 from comet.tap import Attention, AttentionSink, Layer, layer_index, tap_attention, usable_positions
@@ -170,12 +167,8 @@ def load_tuned(folder: Path, *, flag: str = "--model") -> Tuned:
         ValueError: the folder holds none.
     """
     card = read_card(folder, flag=flag)
-    with said_plainly(flag, str(folder)):
-        model = HEADS[card.kind].from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    tokenizer = load_tokenizer(str(folder), flag=flag)
-    return Tuned(cast(PreTrainedModel, model).eval(), tokenizer, card)
+    model, _ = load_model(HEADS[card.kind], str(folder), flag=flag)
+    return Tuned(model, load_tokenizer(str(folder), flag=flag), card)
 
 
 def save_tuned(
@@ -207,19 +200,16 @@ def make_task_model(
         ValueError: it cannot be had, has too few positions or embeddings.
     """
     assert recipe.model is not None
-    with said_plainly("--model", recipe.model):
-        config = AutoConfig.from_pretrained(
-            recipe.model,
-            trust_remote_code=False,
-            num_labels=len(task.labels),
-            id2label=dict(enumerate(task.labels)),
-            label2id={label: number for number, label in enumerate(task.labels)},
-        )
+    config = load_config(
+        recipe.model,
+        id2label=dict(enumerate(task.labels)),
+        label2id={label: number for number, label in enumerate(task.labels)},
+    )
     _set_dropout(config, recipe)
     if type(config) not in HEADS[task.kind]._model_mapping:
         raise ValueError(f"--model: a {config.model_type} model has no {task.kind} classifier")
     if recipe.initial == "random":
-        model = HEADS[task.kind].from_config(config)
+        model = random_model(HEADS[task.kind], config)
     else:
         model = _pretrained(recipe.model, config, task)
     positions = usable_positions(model)
@@ -229,18 +219,15 @@ def make_task_model(
             f"lower it to {positions} or less"
         )
     require_embedded(tokenizer, model, flag="--model")
-    return cast(PreTrainedModel, model)
+    return model
 
 
 def _pretrained(name: str, config: PreTrainedConfig, task: Task) -> PreTrainedModel:
-    with said_plainly("--model", name), _no_loading_report():
-        model, report = HEADS[task.kind].from_pretrained(
+    with _no_loading_report():
+        model, report = load_model(
+            HEADS[task.kind],
             name,
             config=config,
-            dtype=torch.float32,
-            use_safetensors=True,  # a pickle can run code
-            trust_remote_code=False,
-            output_loading_info=True,
             ignore_mismatched_sizes=True,  # a classifier of another task
         )
     changed = [str(key[0]) for key in report["mismatched_keys"]]
@@ -255,7 +242,7 @@ def _pretrained(name: str, config: PreTrainedConfig, task: Task) -> PreTrainedMo
             f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}; give a whole encoder, or "
             "--initial random for its shape alone"
         )
-    return cast(PreTrainedModel, model)
+    return model
 
 
 @contextlib.contextmanager

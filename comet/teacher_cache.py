@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from comet.batch import Batch, TeacherOutputs, piece_of
 from comet.batches import open_text, slices_of
@@ -37,6 +37,7 @@ from comet.cache_files import (
 from comet.configuration import contradiction
 from comet.formats import NewerFormatError, require_known_format
 from comet.names import path_component
+from comet.pretrained import load_config
 from comet.processes import on_main
 from comet.recipe import DistillRecipe
 from comet.students import load_tokenizer
@@ -120,7 +121,7 @@ class TeacherCache:
 
     def config(self) -> PreTrainedConfig:
         """The teacher's configuration."""
-        return AutoConfig.from_pretrained(self.folder / TEACHER, trust_remote_code=False)
+        return load_config(str(self.folder / TEACHER), flag="--teacher-cache")
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The teacher's tokenizer."""

@@ -30,8 +30,9 @@ from comet.corpus import Corpus, open_corpus
 from comet.coverage import Coverage
 from comet.coverage import coverage as coverage_of
 from comet.durable import folder_aside, require_new_folder, write_json
+from comet.pretrained import model_folder
 from comet.processes import say
-from comet.students import load_tokenizer, model_folder
+from comet.students import load_tokenizer
 from comet.task_model import CARD, read_card, sizes
 from comet.trimmed_weights import load_as_saved, write_trimmed
 from comet.vocabulary import Choice, Vocabulary, count_pieces

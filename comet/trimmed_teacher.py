@@ -15,8 +15,9 @@ from comet.batches import open_text
 from comet.cache_files import fingerprint_of_tokenizer, fingerprint_of_weights
 from comet.corpus import Corpus
 from comet.environment import cache_folder
+from comet.pretrained import model_folder
 from comet.recipe import DistillRecipe
-from comet.students import load_tokenizer, model_folder
+from comet.students import load_tokenizer
 from comet.trim import description, read_report, trim
 
 

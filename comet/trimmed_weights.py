@@ -4,7 +4,6 @@ Every tensor is copied as it is, those that have a row for each entry without th
 embeddings, the output embeddings where they are not the same, and the output's bias.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,20 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from comet.durable import write_json
-from comet.names import path_component
-from comet.students import said_plainly, saved_class
-
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+from comet.pretrained import (
+    CONFIG,
+    WEIGHTS,
+    load_config,
+    load_model,
+    read_settings,
+    require_finite,
+    said_plainly,
+    saved_class,
+    weight_files,
+)
 
 
 def write_trimmed(folder: Path, kept: np.ndarray, output: Path) -> dict[str, int]:
@@ -36,22 +41,26 @@ def write_trimmed(folder: Path, kept: np.ndarray, output: Path) -> dict[str, int
     Raises:
         ValueError: its weights are no safetensors, or nothing in them has a row for every entry.
     """
-    rows = AutoConfig.from_pretrained(folder, trust_remote_code=False).vocab_size
+    rows = load_config(str(folder)).vocab_size
     names = _vocabulary_tensors(folder, rows)
     index = torch.from_numpy(kept)
     tensors: dict[str, Tensor] = {}
     before = 0
-    for path in _weight_files(folder):
+    with said_plainly("--model", str(folder)):
+        files = weight_files(folder)
+    for path in files:
         with safe_open(path, framework="pt") as file:
             held = file.keys()
             for name in held:
                 tensor = file.get_tensor(name)
+                with said_plainly("--model", str(folder)):
+                    require_finite(name, tensor)
                 before += tensor.numel()
                 tensors[name] = tensor[index] if name in names else tensor
     if not names & tensors.keys():
         raise ValueError(f"--model: found no embeddings of {rows:,} entries in {folder}")
-    save_file(tensors, output / _WEIGHTS, metadata={"format": "pt"})
-    content = json.loads((folder / "config.json").read_text("utf-8"))
+    save_file(tensors, output / WEIGHTS, metadata={"format": "pt"})
+    content = read_settings(folder)
     content["vocab_size"] = len(kept)
     new = {int(old): number for number, old in enumerate(kept)}
     for key, value in content.items():
@@ -61,15 +70,15 @@ def write_trimmed(folder: Path, kept: np.ndarray, output: Path) -> dict[str, int
                 if isinstance(value, list)
                 else new.get(value)
             )
-    write_json(output / "config.json", content)
+    write_json(output / CONFIG, content)
     return {"before": before, "after": sum(one.numel() for one in tensors.values())}
 
 
 def _vocabulary_tensors(folder: Path, rows: int) -> set[str]:
     """Names of what has a row for every entry: input and output embeddings, and the output's bias."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = load_config(str(folder))
     with torch.device("meta"):
-        model = saved_class(config, str(folder))(config)
+        model = saved_class(config, str(folder), folder)(config)
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     weights = [module.weight for module in embeddings if module is not None]
     return {
@@ -80,29 +89,12 @@ def _vocabulary_tensors(folder: Path, rows: int) -> set[str]:
     }
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if (folder / _INDEX).is_file():
-        named = json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()
-        return [folder / path_component(name, f"--model: {_INDEX}") for name in sorted(set(named))]
-    if not (folder / _WEIGHTS).is_file():
-        raise ValueError(f"--model: {folder} holds no {_WEIGHTS}; save the model as safetensors")
-    return [folder / _WEIGHTS]
-
-
 def load_as_saved(folder: Path) -> PreTrainedModel:
     """Load a model with the head it was saved with, in float32 and evaluation mode.
 
     Raises:
         ValueError: it cannot be loaded, in one line.
     """
-    with said_plainly("--model", str(folder)):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model = saved_class(config, str(folder)).from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    return model.eval()
+    config = load_config(str(folder))
+    model, _ = load_model(saved_class(config, str(folder), folder), str(folder), config=config)
+    return model

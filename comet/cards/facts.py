@@ -8,11 +8,12 @@ from typing import Any, Literal, get_type_hints
 
 import torch
 import yaml
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForMaskedLM
 
 from comet.cards.lineage import Base, base_of, is_hub_id, metadata, plain_name
 from comet.fine_tuned import CARD
 from comet.finetune_recipe import TFIDF, FinetuneRecipe
+from comet.pretrained import load_config, random_model
 from comet.recipe import AdaptRecipe, DistillRecipe
 from comet.runs import METRICS, RECIPE, RECORD
 from comet.task_model import HEADS, ModelCard, read_card, sizes
@@ -213,9 +214,9 @@ def _size(folder: Path, facts: Facts) -> Mapping[str, int]:
     if facts.tuned is not None and facts.tuned.size is not None:
         return facts.tuned.size
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = load_config(str(folder))
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            return sizes(_CLASSES[facts.kind].from_config(config))
+            return sizes(random_model(_CLASSES[facts.kind], config))
     except Exception:  # an architecture that transformers does not build has no figures, but a card
         return {}
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
-from transformers import AutoConfig
 
 from comet.batches import Masking, open_text
 from comet.configuration import build
@@ -23,6 +22,7 @@ from comet.experiments.budget import (
 from comet.experiments.stage import Stage, read_json
 from comet.experiments.written import Content, Settings, nested
 from comet.initialisation import make_started
+from comet.pretrained import load_config
 from comet.recipe import AdaptRecipe, DistillRecipe
 from comet.runs import METRICS
 from comet.sources import first_batches
@@ -47,7 +47,7 @@ def make_untrained(recipe: DistillRecipe, teacher: str, folder: Path) -> None:
         return
     name, revision = teacher_of(recipe, teacher)
     tokenizer = load_tokenizer(name, revision=revision)
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    config = load_config(name, revision=revision, flag="--teacher")
     set_seed(recipe.run.seed)
     masking = Masking(
         tokenizer, recipe.corpus.mask_probability, recipe.objective.kd_tokens, recipe.run.seed

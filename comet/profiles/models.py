@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from comet.fine_tuned import find_model
 from comet.onnx_encoder import GRAPH, is_exported
+from comet.pretrained import load_config, saved_class
 from comet.profiles.shapes import PREFIX, Published, shape_config
-from comet.students import said_plainly, saved_class
 from comet.tap import usable_positions
 from comet.tfidf import is_tfidf
 
@@ -87,8 +87,7 @@ def find(given: str, language: str | None = None, *, flag: str = "--model") -> M
     folder, choice = find_model(folder, language, flag=flag)
     if is_tfidf(folder):
         raise ValueError(f"{flag}: {folder} holds a TF-IDF model; only encoders are measured")
-    with said_plainly(flag, str(folder)):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = load_config(str(folder), flag=flag)
     has_weights = is_exported(folder) or any(folder.glob("*.safetensors"))
     if not has_weights:
         raise ValueError(f"{flag}: {folder} holds neither {GRAPH} nor weights in safetensors")

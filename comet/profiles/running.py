@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from comet.onnx_encoder import GRAPH, open_session, session_options
+from comet.pretrained import load_model
 from comet.profiles.models import Model
-from comet.students import said_plainly
 
 Run = Callable[[NDArray[np.int64], NDArray[np.int64]], object]
 """Token ids `[B, S]` and mask `[B, S]`, 1 on real tokens → what the model says; it is there when the call returns."""
@@ -38,10 +38,7 @@ def _open_torch(model: Model, device: torch.device, flag: str) -> Run:
             torch.manual_seed(0)
             loaded: Any = model.kind(model.config)
     else:
-        with said_plainly(flag, model.found):
-            loaded = model.kind.from_pretrained(
-                model.folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            )
+        loaded, _ = load_model(model.kind, str(model.folder), config=model.config, flag=flag)
     loaded = loaded.to(device).eval()
     for parameter in loaded.parameters():
         parameter.sum()  # files are mapped into memory: now, and not when a weight is first used
