@@ -145,7 +145,7 @@ def load_model(
     config = config or load_config(name_or_folder, revision=revision, flag=flag)
     folder = model_folder(name_or_folder, revision=revision, flag=flag)
     with said_plainly(flag, name_or_folder):
-        weight_files(folder)
+        weight_files(folder, name_or_folder)
         model, report = kind.from_pretrained(
             folder,
             config=config,
@@ -226,8 +226,12 @@ def weight_names(folder: Path) -> list[str]:
     return names
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, name: str | None = None) -> list[Path]:
     """The safetensors files of a model, those that transformers reads.
+
+    Args:
+        folder: of the model.
+        name: its hub id where the folder was fetched from there.
 
     Raises:
         ValueError: there is none, or the index names what is none of this folder.
@@ -239,7 +243,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
-        raise ValueError(_conversion(folder))
+        raise ValueError(_conversion(folder, name or str(folder)))
     try:
         named = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -258,14 +262,21 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in named]
 
 
-def _conversion(folder: Path) -> str:
-    """Why a folder without safetensors is refused, and how to get some."""
-    if not any(folder.glob("*.bin")):
+def _conversion(folder: Path, name: str) -> str:
+    """Why a model without safetensors is refused, and how to get some."""
+    local = Path(name).is_dir()
+    if local and not any(folder.glob("*.bin")):
         return f"it holds no {WEIGHTS}; save the model with save_pretrained"
+    target = name if local else f"{PurePath(name).name}-safetensors"
+    lines = [
+        "import transformers as t",
+        f"t.AutoModelForMaskedLM.from_pretrained({name!r}, use_safetensors=False).save_pretrained({target!r})",
+    ]
+    if not local:
+        lines.append(f"t.AutoTokenizer.from_pretrained({name!r}).save_pretrained({target!r})")
     return (
-        f"it holds no {WEIGHTS} but a pickle, which can run code and is never read. If you trust its author, convert "
-        f'it: python -c "from transformers import AutoModelForMaskedLM as M; '
-        f"M.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}')\""
+        f"it has no {WEIGHTS}; pickled weights can run code and are never read. If you trust its author, convert "
+        f'it: python -c "{"; ".join(lines)}"{"" if local else f", and give {target}"}'
     )
 
 

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 import comet
+from comet import pretrained
 from comet.pretrained import load_any_tokenizer, load_config, load_model, random_model, saved_class
 
 
@@ -169,6 +170,13 @@ def test_pickled_weights_say_how_to_convert_them(saved, capsys):
     exec(line, {})
     for name, value in load(saved).state_dict().items():
         assert torch.equal(value, expected[name])
+
+
+def test_pickled_weights_on_the_hub_say_how_to_convert_them(tmp_path, monkeypatch):
+    tiny_model("xlm-r").config.save_pretrained(tmp_path)
+    monkeypatch.setattr(pretrained, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(ValueError, match=r"cannot load someone/theirs: .*, and give theirs-saf"):
+        load("someone/theirs")
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
