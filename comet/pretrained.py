@@ -28,6 +28,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from comet.names import path_component
+
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 
@@ -245,18 +247,13 @@ def weight_files(folder: Path, name: str | None = None) -> list[Path]:
     if not (folder / INDEX).is_file():
         raise ValueError(_conversion(folder, name or str(folder)))
     try:
-        named = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
+        content = json.loads((folder / INDEX).read_text("utf-8"))
+        named = sorted(set(content["weight_map"].values()), key=str)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{INDEX} is damaged ({type(error).__name__}: {error})") from error
     for name in named:
-        if (
-            not isinstance(name, str)
-            or PurePath(name).name != name
-            or not name.endswith(".safetensors")
-        ):
-            raise ValueError(
-                f"{INDEX} names {name!r}; only *.safetensors of the same folder are read"
-            )
+        if not path_component(name, INDEX).endswith(".safetensors"):
+            raise ValueError(f"{INDEX} names {name}; only *.safetensors are read")
         if not (folder / name).is_file():
             raise ValueError(f"{INDEX} names {name}, which is missing; fetch the model again")
     return [folder / name for name in named]

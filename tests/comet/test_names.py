@@ -104,7 +104,7 @@ def test_files_that_an_index_names_are_next_to_it(tmp_path, teacher_folder):
     (tmp_path / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"x": "../model.safetensors"}})
     )
-    with pytest.raises(ValueError, match=r"--model: model\.safetensors\.index\.json: got"):
+    with pytest.raises(ValueError, match=r"--model: .*model\.safetensors\.index\.json: got"):
         write_trimmed(tmp_path, np.array([0]), tmp_path)
 
 
