@@ -222,7 +222,7 @@ def make_model(
         source = wanted.tokenizer or wanted.model
         tokenizer = load_tokenizer(source, flag="--tokenizer" if wanted.tokenizer else "--model")
     else:
-        # trained twice, a tokenizer's scores differ in their last bits; and the main process alone has the run folder
+        # the main process alone has the run folder
         tokenizer = on_main(lambda: _tokenizer(wanted, corpus, saved))
         model = random_model(AutoModelForMaskedLM, encoder_config(wanted, tokenizer))
     require_embedded(tokenizer, model, flag="--tokenizer" if wanted.tokenizer else "--model")

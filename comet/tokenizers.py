@@ -22,12 +22,15 @@ from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_TOKEN = "<mask>"
+_ADDED = 1e-4  # between the scores of characters that the trainer would have left out
+_TOLERANCE = 1e-6  # of that distance, by which its sums may be off
+_DIGITS = 5  # of a score, beyond which its last bits do not reach
 
 
 def train_tokenizer(
     texts: Iterable[str], vocabulary_size: int, max_length: int, *, lowercase: bool = False
 ) -> PreTrainedTokenizerFast:
-    """Train a Unigram tokenizer.
+    """Train a Unigram tokenizer; the same texts in whatever order give the same one.
 
     Args:
         texts: documents.
@@ -60,7 +63,7 @@ def train_tokenizer(
             f"model.vocabulary_size: got {vocabulary_size}, but the corpus gives only "
             f"{tokenizer.get_vocab_size() + 1} pieces; lower it to that or give more text"
         )
-    tokenizer.model = _alphabetical(tokenizer.model)
+    tokenizer.model = _canonical(tokenizer.model)
     tokenizer.add_special_tokens([AddedToken(MASK_TOKEN, lstrip=True, special=True)])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>",
@@ -80,12 +83,23 @@ def train_tokenizer(
     )
 
 
-def _alphabetical(trained: models.Unigram) -> models.Unigram:
-    """The same pieces in alphabetical order, special tokens first.
+def _canonical(trained: models.Unigram) -> models.Unigram:
+    """The same vocabulary for the same text: tokens in alphabetical order, special ones first, scores rounded.
 
-    The trainer orders pieces by score, and scores that nearly tie come out differently from run to run; so would ids.
+    The trainer takes words and characters in the order of hash tables, another one each time. Sums over words then
+    differ in their last bits, and characters that would have been left out get 0.0001 more than the one before each.
     """
     vocabulary = json.loads(trained.__getstate__())["vocab"]
-    special, pieces = vocabulary[: len(SPECIAL_TOKENS)], vocabulary[len(SPECIAL_TOKENS) :]
-    ordered = [(piece, score) for piece, score in special + sorted(pieces)]
-    return models.Unigram(ordered, unk_id=SPECIAL_TOKENS.index("<unk>"))
+    special, learnt = vocabulary[: len(SPECIAL_TOKENS)], dict(vocabulary[len(SPECIAL_TOKENS) :])
+    lowest = min(learnt.values())
+    added = sorted(
+        token
+        for token, score in learnt.items()
+        if len(token) == 1
+        and abs((score - lowest) / _ADDED - round((score - lowest) / _ADDED)) < _TOLERANCE
+    )
+    scores = sorted(learnt[token] for token in added)
+    learnt |= dict(zip(added, scores, strict=True))
+    ordered = [(token, round(score, _DIGITS)) for token, score in sorted(learnt.items())]
+    tokens = [(token, score) for token, score in special] + ordered
+    return models.Unigram(tokens, unk_id=SPECIAL_TOKENS.index("<unk>"))

@@ -13,6 +13,8 @@ from comet.entropy import piece_entropy
 from comet.processes import make_accelerator
 from comet.recipe import AdaptRecipe, CorpusRecipe, ModelRecipe, OptimisationRecipe, WarmStartRecipe
 from comet.tap import TappedEncoder, usable_positions
+from comet.tokenizers import train_tokenizer
+from comet.toy import LANGUAGES, toy_sentences
 
 SMALL = [
     "--model.layers", "1",
@@ -223,3 +225,11 @@ def test_a_vocabulary_smaller_than_the_alphabet_is_refused(corpus_folder, tmp_pa
                 "--model.vocabulary_size", "5", "--output", str(tmp_path / "run"),
             ]
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(("sentences", "size"), [(60, 300), (300, 700)])
+def test_the_same_text_in_any_order_gives_the_same_tokenizer(sentences, size):
+    texts = [text for language in LANGUAGES for text in toy_sentences(language, sentences)]
+    trained = [train_tokenizer(one, size, 64) for one in (texts, texts, texts[::-1])]
+    first, second, reversed_ = (one.backend_tokenizer.to_str() for one in trained)
+    assert first == second == reversed_
