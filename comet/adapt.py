@@ -34,6 +34,7 @@ from comet.configuration import parse_command, run_command
 from comet.corpus import Corpus
 from comet.coverage import coverage, coverage_table
 from comet.entropy import piece_entropy
+from comet.inputs import Input, model_inputs, text_input, tokenizer_input
 from comet.memory_advice import advice, explained, sizes_of
 from comet.objective import sums_by_language
 from comet.pretrained import random_model
@@ -137,6 +138,7 @@ def adapt(
     set_seed(recipe.run.seed)
     saved = folder / "tokenizer"
     model, tokenizer = make_model(recipe, corpus, saved if resume and saved.is_dir() else None)
+    run.reads(on_main(lambda: _inputs(recipe, corpus)))
     masking = Masking(tokenizer, recipe.corpus.mask_probability, "masked", recipe.run.seed)
     batches = WarmStart(corpus, masking, recipe, accelerator)
     entropy = piece_entropy(corpus, tokenizer, recipe.corpus.max_length)
@@ -201,6 +203,17 @@ def adapt(
         + f"\nto be compared with          {entropy}\n\nmodel  {folder / 'model'}"
     )
     return folder / "model"
+
+
+def _inputs(recipe: AdaptRecipe, corpus: Corpus) -> dict[str, Input]:
+    """What a run reads: text, and the model and tokenizer that it begins with."""
+    wanted = recipe.model
+    found = text_input(corpus, recipe.corpus.paths)
+    if wanted.model is not None:
+        found |= model_inputs("model", wanted.model, tokenizer=wanted.tokenizer is None)
+    if wanted.tokenizer is not None:
+        found |= tokenizer_input("tokenizer", wanted.tokenizer)
+    return found
 
 
 def make_model(

@@ -28,6 +28,7 @@ from comet.distill import SHORTCUTS
 from comet.durable import LOCK, locked
 from comet.formats import stamp
 from comet.frozen import round_weights
+from comet.inputs import fingerprint_of_config
 from comet.processes import make_accelerator
 from comet.recipe import DistillRecipe
 from comet.sources import held_out_batches
@@ -66,6 +67,7 @@ def cache_teacher(recipe: DistillRecipe, folder: Path, kept: Kept, steps: int) -
         **stamp(FORMAT),
         "made_from": {
             "teacher": fingerprint_of_weights(name, revision),
+            "configuration": fingerprint_of_config(name, revision),
             "tokenizer": fingerprint_of_tokenizer(tokenizer),
             "corpus": corpus.fingerprint(),
         },
@@ -77,7 +79,8 @@ def cache_teacher(recipe: DistillRecipe, folder: Path, kept: Kept, steps: int) -
         "teacher": name,
         "languages": list(corpus.languages),
     }
-    index = Writer(folder, identity).index
+    is_of = {"corpus": corpus.is_of}
+    index = Writer(folder, identity, is_of).index
     if index["complete"]:
         return TeacherCache(folder, index)
     encoder = _load_encoder(recipe, name, revision, tokenizer, accelerator.device)
@@ -90,7 +93,9 @@ def cache_teacher(recipe: DistillRecipe, folder: Path, kept: Kept, steps: int) -
         tokenizer, recipe.corpus.mask_probability, recipe.objective.kd_tokens, recipe.run.seed
     )
     with locked(folder / LOCK, f"--output: another process is making the cache in {folder}"):
-        writer = Writer(folder, identity)  # again: another process may have written meanwhile
+        writer = Writer(
+            folder, identity, is_of
+        )  # again: another process may have written meanwhile
         if writer.index["complete"]:
             return TeacherCache(folder, writer.index)
         with writer.full_disk_said():

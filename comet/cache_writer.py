@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -90,18 +90,24 @@ class Writer:
     Args:
         folder: made if missing.
         identity: what the cache is made from and for; a folder that holds part of another cache is refused.
+        is_of: of things it is made from, what tells whether a fingerprint of an earlier version is theirs.
 
     Raises:
         ValueError: the folder holds another cache, or other files.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        is_of: Mapping[str, Callable[[str], bool]] | None = None,
+    ) -> None:
         self.folder = folder
         progress = {"complete": False, "files": {}, "shards": [], "seconds": 0.0}
         self.index: dict[str, Any] = {**identity, **progress}
         if (folder / INDEX).exists():
             self.index = read_index(folder)
-            _require_identity(folder, self.index, identity)
+            _require_identity(folder, self.index, identity, is_of or {})
         elif folder.exists() and not is_as_good_as_empty(folder):
             raise ValueError(f"--output: {folder} holds other files; give an empty folder")
 
@@ -228,11 +234,17 @@ def write_held_out(writer: Writer, reader: Reader, held_out: Mapping[str, Sequen
     writer.save(held_out=counts, complete=True)
 
 
-def _require_identity(folder: Path, index: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Refuse to go on with what was begun from or for something else."""
+def _require_identity(
+    folder: Path,
+    index: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    is_of: Mapping[str, Callable[[str], bool]],
+) -> None:
+    """Refuse to resume what was begun from or for something else."""
     difference = contradiction(identity["recipe"], index["recipe"])
-    for name, here in identity["made_from"].items():
-        if difference is None and index["made_from"][name] != here:
+    for name, there in index["made_from"].items():
+        is_here = is_of.get(name, identity["made_from"].get(name, there).__eq__)
+        if difference is None and not is_here(there):
             difference = f"it was made from another {name}"
     for name in ("keep", "top", "precision", "steps"):
         if difference is None and index[name] != identity[name]:

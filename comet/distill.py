@@ -17,6 +17,7 @@ from comet.agreement import Agreement, measure_distiller, table
 from comet.card import describing
 from comet.configuration import parse_command, run_command
 from comet.initialisation import make_started
+from comet.inputs import Input, file_input, model_inputs
 from comet.memory_advice import advice, explained, sizes_of
 from comet.objective import Distiller
 from comet.processes import make_accelerator, on_main, say
@@ -93,6 +94,7 @@ def distill(
     trackers = Trackers(recipe.run.trackers, folder)
     ops: ModuleType = comet_kernels if recipe.objective.fused else comet_kernels.reference
     sources = open_sources(recipe, ops, accelerator)
+    run.reads(on_main(lambda: _inputs(recipe, sources)))
     distiller, start = build_distiller(recipe, sources, ops)
     recipe = replace(recipe, student=start.recipe)
     run.recipe = replace(run.recipe, student=start.recipe)  # which does not ask again when resumed
@@ -156,6 +158,16 @@ def distill(
             recipe, distiller, columns["after"], sources.held_out, accelerator, folder
         )
     return columns["after"]
+
+
+def _inputs(recipe: DistillRecipe, sources: Sources) -> dict[str, Input]:
+    """What a run reads: teacher and text or a cache, and what student and projection start from."""
+    found = sources.inputs()
+    if recipe.student.model is not None:
+        found |= model_inputs("student", recipe.student.model)
+    if recipe.objective.projection_start is not None:
+        found |= file_input("projection start", Path(recipe.objective.projection_start))
+    return found
 
 
 def agreements(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Agreement]:

@@ -22,6 +22,8 @@ from filelock import FileLock, Timeout
 LOCK = ".lock"
 _ADVICE = "make room or the folder writable, and start again"
 _BLOCK = 1 << 24
+_SAMPLE = 1 << 17  # bytes of a block of a file that is not read whole
+_FEWEST = 4  # such blocks
 _RECORD = "recipe.yaml"  # in the folder of every run
 _RECORD_ABOVE = 3  # levels, from RUN/seed-0/hau/model
 _SAVED = frozenset(  # what versions of Comet and transformers write next to weights
@@ -60,6 +62,27 @@ def checksum(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sampled_checksum(path: Path, most: int) -> tuple[str, bool]:
+    """SHA-256 of a file, or of a large one's size and blocks at fixed places, the first and the last among them.
+
+    Args:
+        path: of the file.
+        most: bytes to read, about.
+
+    Returns:
+        The sum, and whether the file was read whole.
+    """
+    size, count = path.stat().st_size, max(_FEWEST, -(-most // _SAMPLE))
+    if size <= count * _SAMPLE:
+        return checksum(path), True
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for number in range(count):
+            file.seek(number * (size - _SAMPLE) // (count - 1))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest(), False
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,8 +10,10 @@ from comet.configuration import CommandParser, run_command
 from comet.evaluation import evaluate_system, score_table
 from comet.finetune import finetune
 from comet.finetune_recipe import TFIDF, FinetuneRecipe, TunedModelRecipe
+from comet.inputs import changed_inputs, data_input, saved_inputs
 from comet.processes import on_main, say
-from comet.tasks import TaskRecipe
+from comet.runs import read_record
+from comet.tasks import TaskRecipe, open_task
 from comet.tuned_runs import TunedSystem, is_done, recipe_of, system_of_models, system_of_run
 
 PROGRAM = "comet.evaluate"
@@ -89,7 +91,7 @@ def _fitted_floor(system: TunedSystem, data: TaskRecipe, folder: Path) -> Path:
     )
     if on_main(lambda: is_done(folder)):
         there = recipe_of(folder, flag="--floor").task
-        if there != recipe.task:
+        if there != recipe.task or not on_main(lambda: _is_fitted_on(folder, recipe.task)):
             raise ValueError(
                 f"--floor: {folder} was fitted on other data; remove it, or give --floor a run"
             )
@@ -97,6 +99,13 @@ def _fitted_floor(system: TunedSystem, data: TaskRecipe, folder: Path) -> Path:
     say("fitting the floor, TF-IDF of character n-grams, on the train split")
     finetune(recipe, folder, resume=on_main(lambda: (folder / "recipe.yaml").exists()))
     return folder
+
+
+def _is_fitted_on(folder: Path, task: TaskRecipe) -> bool:
+    """Whether the train split is still what a run was fitted on."""
+    known = saved_inputs(read_record(folder).get("inputs"))
+    train = open_task(task, "train").fingerprint
+    return not changed_inputs(known, data_input("train", task.data, train))
 
 
 def main(argv: Sequence[str]) -> None:

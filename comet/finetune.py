@@ -11,7 +11,7 @@ The test split is not read: `python -m comet.evaluate` does that, once.
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from comet.evaluation import evaluate_run, only, score_table
 from comet.fine_tuned import find_model
 from comet.finetune_recipe import TFIDF, FinetuneRecipe
 from comet.floor import FLOOR, Lessons, fit_floor, floor_name, load_floor, save_floor
+from comet.inputs import Input, data_input, file_input, model_inputs
 from comet.interruption import Interrupted
 from comet.processes import make_accelerator, on_main, say
 from comet.runs import RunFolder, resolve
@@ -100,35 +101,42 @@ def finetune(recipe: FinetuneRecipe, folder: Path, *, resume: bool = False) -> d
             "problems": [problem._asdict() for problem in (*train.problems, *dev.problems)],
         }
     }
-    tokenizer = None
-    if recipe.model.model != TFIDF:
-        assert recipe.model.model is not None
-        tokenizer = load_tokenizer(recipe.model.model, flag="--model")
+    inputs = {
+        **data_input("train", recipe.task.data, train.fingerprint),
+        **data_input("dev", recipe.task.data, dev.fingerprint),
+    }
+    name, tokenizer = str(recipe.model.model), None
+    if name != TFIDF:
+        tokenizer = load_tokenizer(name, flag="--model")
+        inputs |= on_main(lambda: model_inputs("model", name))
+    run.reads(inputs)
     with run.recorded(**facts):
         say(_announcement(recipe, train, dev, folder))
         if tokenizer is None:
             on_main(lambda: _fit_tfidf(recipe, folder, train, dev))
         else:
-            _tune_all(recipe, folder, train, dev, tokenizer)
+            _tune_all(recipe, run, train, dev, tokenizer)
         return evaluate_run(folder, split="dev")
 
 
 def _tune_all(
     recipe: FinetuneRecipe,
-    folder: Path,
+    run: RunFolder,
     train: TaskData,
     dev: TaskData,
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     """Every seed and, if each language has its own model, every language; what is done is left alone."""
     accelerator = make_accelerator(recipe.optimisation.precision)
-    floor = (
-        on_main(lambda: _floor(recipe, folder, train)) if recipe.objective.floor_weight else None
-    )
+    folder, floor = run.path, None
+    if recipe.objective.floor_weight:
+        floor = on_main(lambda: _floor(recipe, folder, train))
+        run.reads(on_main(lambda: file_input("baseline", folder / FLOOR)))
     groups = (
         [[name] for name in train.languages] if recipe.run.per_language else [list(train.languages)]
     )
     teachers: dict[Path, Tuned] = {}
+    teacher_inputs = cache(partial(_teacher_inputs, recipe))
     for seed in recipe.run.seeds:
         for languages in groups:
             its = member_folder(folder, seed, languages[0] if recipe.run.per_language else None)
@@ -137,8 +145,10 @@ def _tune_all(
                 continue
             data = TunedData(only(train, languages), only(dev, languages), tokenizer, floor)
             teacher = _teacher(recipe, data, teachers)
+            if teacher is not None:
+                run.reads(on_main(partial(teacher_inputs, languages[0])))
             try:
-                tune(recipe.member(seed, languages), its, data, accelerator, teacher)
+                tune(recipe.member(seed, languages), its, data, run.inputs, accelerator, teacher)
             except Interrupted as stopped:
                 raise Interrupted(
                     f"stopped and saved; go on with: python -m {PROGRAM} --resume --output {folder}",
@@ -177,6 +187,13 @@ def _teacher(recipe: FinetuneRecipe, data: TunedData, known: dict[Path, Tuned]) 
     say(f"teacher  {choice or folder}: {card.dev:.4f} on dev")
     known[folder] = teacher
     return teacher
+
+
+def _teacher_inputs(recipe: FinetuneRecipe, language: str) -> dict[str, Input]:
+    assert recipe.teacher.model is not None
+    found = find_model(recipe.teacher.model, language, flag="--teacher")
+    role = f"{language} teacher" if recipe.run.per_language else "teacher"
+    return model_inputs(role, str(found.folder))
 
 
 def _floor(recipe: FinetuneRecipe, folder: Path, train: TaskData) -> dict[str, Lessons]:

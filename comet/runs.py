@@ -27,6 +27,7 @@ import yaml
 from comet.configuration import Given, build, contradiction, read_recipe, to_yaml
 from comet.durable import LOCK, is_as_good_as_empty, locked, sweep, write_text, writing
 from comet.environment import differences, environment, peak_resident_bytes
+from comet.inputs import Input, changed_inputs, saved_inputs
 from comet.interruption import Interrupted
 from comet.names import path_component
 from comet.processes import on_main, say, this_process
@@ -64,6 +65,7 @@ class RunFolder:
         # without its own folder, so that running it again does not run into this one
         run = dataclasses.replace(recipe.run, output=None)
         self.recipe = dataclasses.replace(recipe, run=run)
+        self.inputs: dict[str, Input] = {}
         self._before: dict[str, Any] = {}
         self._record: dict[str, Any] = {}
         self._require = self._require_resumable if resume else self._require_empty
@@ -95,7 +97,7 @@ class RunFolder:
             self._write(RECIPE, to_yaml(self.recipe))
             self._before = read_record(self.path)
             self._record = begun(self._before, {**self.environment, "command": sys.argv})
-            self._record |= facts
+            self._record |= {**facts, "inputs": self.inputs_as_json}
             self.write_json(RECORD, self._record)
             try:
                 yield
@@ -116,6 +118,67 @@ class RunFolder:
         """Keep facts, as JSON, that run.json records at the run's end."""
         if self._record:
             self._record |= facts
+
+    def reads(self, inputs: Mapping[str, Input]) -> None:
+        """Name what the run reads; all processes call this.
+
+        Raises:
+            ValueError: the run in the folder, which is to be resumed, read something else.
+        """
+
+        def compare() -> None:
+            self._before = self._before or read_record(self.path)
+            before = saved_inputs(self._before.get("inputs"))
+            self._require_same(before, inputs)
+            self.inputs = {**before, **self.inputs}
+
+        on_main(compare)
+        self.inputs |= inputs
+        self.note(inputs=self.inputs_as_json)
+
+    @property
+    def inputs_as_json(self) -> dict[str, Any]:
+        """What the run reads, for run.json and checkpoints."""
+        return {name: one._asdict() for name, one in self.inputs.items()}
+
+    def require_same_inputs(self, saved: Any) -> None:
+        """Refuse to resume from a checkpoint of a run that read something else.
+
+        Args:
+            saved: inputs as the checkpoint has them; None of a version that did not name them.
+
+        Raises:
+            ValueError: something differs.
+        """
+        if saved is None:
+            say(
+                "warning: the checkpoint is of an earlier version, which did not note what a run reads: whether text, "
+                "models and data are the same as before is not known"
+            )
+            return
+        before = saved_inputs(saved)
+        self._require_same(before, self.inputs)
+        times = [
+            name
+            for name in self.inputs.keys() & before
+            if before[name].times != self.inputs[name].times
+        ]
+        if times:
+            say(
+                f"warning: {' and '.join(times)}: large files have other times than before, as copies have; sizes and "
+                "sampled content are the same, but an edit of a few lines between the samples would not be seen"
+            )
+
+    def _require_same(self, before: Mapping[str, Input], now: Mapping[str, Input]) -> None:
+        changed = changed_inputs(before, now)
+        if changed:
+            was, there = before[changed[0]].source, now[changed[0]].source
+            place = there if was == there else f"{there}, before {was}"
+            more = f", and {', '.join(changed[1:])}" if changed[1:] else ""
+            raise ValueError(
+                f"--resume: {changed[0]} ({place}){more}: not what the run in {self.path} read before; resume with "
+                "the same, or start a new run with another --output"
+            )
 
     def tell_differences(self, before: Mapping[str, Any] | None) -> None:
         """Say in a line what changed since a checkpoint was written that can change the last bits of the result.

@@ -16,6 +16,7 @@ from comet.cache_files import fingerprint_of_weights
 from comet.corpus import Corpus
 from comet.coverage import Coverage, coverage, coverage_table
 from comet.frozen import round_weights
+from comet.inputs import Input, model_inputs, text_input
 from comet.recipe import DistillRecipe
 from comet.students import count_parameters, load_masked_lm, load_tokenizer, require_embedded
 from comet.tap import TappedEncoder
@@ -48,6 +49,7 @@ class Sources:
         description: lines for the start of a run.
         load_teacher: gives the teacher as it was saved, on the CPU, in float32.
         first_batches: gives the first batches of training again, for what looks at the text before it.
+        inputs: gives what tells them from others, which may take seconds.
         facts: for run.json.
         conclusion: a line for the end of a run that trained at so many tokens per second; None where there is nothing
             to add.
@@ -64,6 +66,7 @@ class Sources:
     description: str
     load_teacher: Callable[[], PreTrainedModel]
     first_batches: Callable[[], Iterator[Batch]]
+    inputs: Callable[[], dict[str, Input]]
     facts: Mapping[str, Any]
     conclusion: Callable[[float], str] | None = None
 
@@ -110,6 +113,10 @@ def online_sources(
         ),
         load_teacher=lambda: load_masked_lm(name, revision=revision),
         first_batches=lambda: first_batches(corpus, masking, recipe),
+        inputs=lambda: {
+            **model_inputs("teacher", name, revision),
+            **text_input(corpus, recipe.corpus.paths),
+        },
         facts={"teacher": name, **corpus_facts(corpus, covered)},
     )
 
@@ -136,6 +143,7 @@ def cached_sources(recipe: DistillRecipe, cache: TeacherCache, accelerator: Acce
         first_batches=lambda: itertools.chain.from_iterable(
             cache.step(number) for number in range(cache.steps)
         ),
+        inputs=lambda: {"teacher cache": Input(str(cache.folder), cache.fingerprint())},
         facts={"teacher_cache": str(cache.folder), "teacher": cache.index["teacher"]},
         conclusion=lambda rate: (
             f"cache    {rate:,.0f} tokens/s without the teacher: an epoch takes 1/{cache.speed_up(rate):.1f} of the "

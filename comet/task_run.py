@@ -19,6 +19,7 @@ from comet.card import describing
 from comet.checkpoints import module_tensors, restore_module
 from comet.finetune_recipe import FinetuneRecipe
 from comet.floor import Lessons
+from comet.inputs import Input
 from comet.masking import IGNORED_LABEL
 from comet.memory_advice import explained
 from comet.processes import say
@@ -124,6 +125,7 @@ def tune(
     recipe: FinetuneRecipe,
     folder: Path,
     data: TunedData,
+    inputs: Mapping[str, Input],
     accelerator: Accelerator,
     teacher: Tuned | None = None,
 ) -> None:
@@ -135,6 +137,7 @@ def tune(
         recipe: of one seed.
         folder: of this model's run.
         data: train and dev.
+        inputs: what the run reads, data and teacher among it.
         accelerator: device, precision, processes.
         teacher: to be imitated.
 
@@ -144,6 +147,7 @@ def tune(
     """
     resume = (folder / RECIPE).exists()
     run = RunFolder(folder, recipe, resume=resume)
+    run.reads(inputs)
     seed = recipe.run.seeds[0]
     set_seed(seed)
     model = make_task_model(recipe.model, data.train.task, data.tokenizer)

@@ -178,7 +178,7 @@ class Training:
         """Go on from the newest checkpoint of the run folder, from that of `step`, or from the start if it has none.
 
         Raises:
-            ValueError: it is damaged, of another recipe or of another corpus.
+            ValueError: it is damaged, of another recipe, or of a run that read something else.
         """
         tensors: dict[str, Tensor] | None = None
 
@@ -188,6 +188,7 @@ class Training:
             if loaded is None:
                 return None
             require_same_recipe(self.folder.recipe, loaded[1]["recipe"])
+            self.folder.require_same_inputs(loaded[1].get("inputs"))
             self.folder.tell_differences(loaded[1].get("environment"))
             tensors = loaded[0]
             return loaded[1]
@@ -419,6 +420,7 @@ class Training:
                 "scaler": self.accelerator.scaler.state_dict() if self._scaled else None,
                 "recipe": yaml.safe_load(to_yaml(self.folder.recipe)),
                 "environment": self.folder.environment,
+                "inputs": self.folder.inputs_as_json,
             }
             tensors = {**module_tensors(self.module), **sums}
             if self._kept is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from comet.corpus.documents import Document, language_code, text_hash, two_letter_code
 from comet.corpus.hub import MADLAD_400, MADLAD_LANGUAGES, madlad_shards
-from comet.corpus.lines import documents, local_shard
+from comet.corpus.lines import documents, hashed, local_shard
 from comet.corpus.local import find_files
 from comet.corpus.memory import InMemory
 from comet.corpus.mixing import Source, TextStream, probabilities
@@ -57,8 +57,8 @@ class Corpus:
         self._temperature = temperature
         self._seed = seed
         self._held_out_per_language = held_out_per_language
-        lines = (f"{source.language} {source.fingerprint()}" for source in self._sources)
-        self._fingerprint = text_hash("\n".join(lines))
+        self._fingerprint = self._joined(lambda source: source.fingerprint())
+        self._earlier = self._joined(lambda source: source.earlier_fingerprint())
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -83,7 +83,12 @@ class Corpus:
     def training_stream(self, stream: int = 0) -> TextStream:
         """Return a new reader of one of the training streams, at its start."""
         return TextStream(
-            self._sources, self._temperature, self._seed, self._fingerprint, stream, self.streams
+            self._sources,
+            self._temperature,
+            self._seed,
+            (self._fingerprint, self._earlier),
+            stream,
+            self.streams,
         )
 
     def training_texts(self, language: str, most: int) -> Iterator[str]:
@@ -104,8 +109,25 @@ class Corpus:
         return found
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 of the texts (of names and sizes of the files where they are streamed)."""
+        """Return a SHA-256 of the texts; where they are streamed, of names, sizes and content of the files.
+
+        Of large files it reads blocks alone: `times` tells whether they were written meanwhile.
+        """
         return self._fingerprint
+
+    def is_of(self, fingerprint: str) -> bool:
+        """Whether a saved fingerprint is that of this text, saved by this version or an earlier one."""
+        return fingerprint in (self._fingerprint, self._earlier)
+
+    def times(self) -> str:
+        """Return a hash of the times of those files that were not read whole for `fingerprint`; empty without any."""
+        if not any(source.times() for source in self._sources):
+            return ""
+        return self._joined(lambda source: source.times())
+
+    def _joined(self, line_of: Callable[[Source], str]) -> str:
+        lines = (f"{source.language} {line_of(source)}" for source in self._sources)
+        return text_hash("\n".join(lines))
 
 
 def open_corpus(
@@ -196,7 +218,7 @@ def _local(language: str, files: Sequence[Path], block: int | None, problems: Pr
     """Files in memory, or streamed in blocks."""
     shards = [local_shard(str(file)) for file in files]
     if block is not None:
-        return Streamed(language, shards, block, problems)
+        return Streamed(language, hashed(shards), block, problems)
     texts = [line.text for shard in shards for line in documents(shard, problems)]
     problem = problems.example(shard.address for shard in shards)
     if not texts:

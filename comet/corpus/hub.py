@@ -6,7 +6,7 @@
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
 from comet.corpus.connection import UnreachableError
-from comet.corpus.lines import Shard
+from comet.corpus.lines import Shard, hashed
 
 MADLAD_400 = "hf://datasets/allenai/MADLAD-400"
 MADLAD_LANGUAGES = ("ha", "ig", "rw", "sw", "yo")
@@ -34,7 +34,7 @@ def madlad_shards(code: str, base: str) -> list[Shard]:
             f"corpus: no shards at {pattern}; a language of MADLAD-400 is the name of a folder there, "
             f"such as {', '.join(MADLAD_LANGUAGES)}"
         )
-    return [
+    shards = [
         Shard(
             name if "://" not in base else files.unstrip_protocol(name),
             found[name]["size"],
@@ -42,3 +42,4 @@ def madlad_shards(code: str, base: str) -> list[Shard]:
         )
         for name in sorted(found)
     ]
+    return shards if "://" in base else hashed(shards)

@@ -11,18 +11,21 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 from comet.corpus.connection import is_remote, open_remote
 from comet.corpus.encodings import HEAD, encoding_error
 from comet.corpus.problems import FILE, Problem, Problems
+from comet.durable import sampled_checksum
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
 LONGEST_LINE = 1 << 26  # bytes; a shard that lost its newlines must not fill the memory
 SAMPLE = 1 << 23  # bytes that the number of documents is estimated from
 SAMPLED_FILES = 8
 _MADLAD = re.compile(r"(?:^|/)\w+_(?:clean|noisy)_\d+\.jsonl(?:\.gz)?$")  # LANG_clean_0000.jsonl.gz
+HASHED = 1 << 26  # bytes of a language's files that are read to tell them from others
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ class Shard:
     Attributes:
         address: a path, or an address that fsspec knows, such as hf://datasets/....
         size: bytes as it lies there.
-        version: what changes when its content does, where the file system says it.
+        version: what changes when its content does: a hash of it, or what the hub says.
+        time: when a file was written, in nanoseconds, whose version is a hash of some blocks alone; else 0.
     """
 
     address: str
     size: int
     version: str = ""
+    time: int = 0
 
     @property
     def is_json(self) -> bool:
@@ -213,3 +218,19 @@ def local_shard(path: str) -> Shard:
     if reason is not None:
         raise ValueError(f"corpus: {path} {reason}")
     return shard
+
+
+def hashed(shards: Sequence[Shard]) -> list[Shard]:
+    """Local files with versions, for those that are too large to be read before they are needed.
+
+    Files of up to `HASHED` bytes together are hashed whole, of larger ones as much, in blocks; see `sampled_checksum`.
+    """
+    found = []
+    for shard in shards:
+        try:
+            version, whole = sampled_checksum(Path(shard.address), HASHED // len(shards))
+            time = 0 if whole else os.stat(shard.address).st_mtime_ns
+        except OSError:  # reading the file will say so
+            version, time = "", 0
+        found.append(replace(shard, version=version, time=time))
+    return found

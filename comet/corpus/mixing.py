@@ -49,6 +49,12 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Return a line that is different for different texts."""
 
+    def earlier_fingerprint(self) -> str:
+        """Return what earlier versions did, which streamed text without a look at its content."""
+
+    def times(self) -> str:
+        """Return a line that is different for files written at other times, if their content was not read whole."""
+
 
 def probabilities(sources: Sequence[Source], temperature: float) -> dict[str, float]:
     """How often each language is drawn.
@@ -70,7 +76,8 @@ class TextStream(Iterator[Document]):
         sources: one per language.
         temperature: τ above, a positive number.
         seed: decides languages and the order within each.
-        fingerprint: of the corpus, so that a place is not restored in another one.
+        fingerprints: of the corpus, so that a place is not restored in another one: today's, and that of earlier
+            versions.
         stream: which of the streams.
         streams: how many share the text.
     """
@@ -80,7 +87,7 @@ class TextStream(Iterator[Document]):
         sources: Sequence[Source],
         temperature: float,
         seed: int,
-        fingerprint: str,
+        fingerprints: tuple[str, str],
         stream: int = 0,
         streams: int = 1,
     ) -> None:
@@ -91,7 +98,7 @@ class TextStream(Iterator[Document]):
         self.probabilities = probabilities(sources, temperature)
         self._thresholds = list(itertools.accumulate(self.probabilities.values()))[:-1]
         self._generator = np.random.Generator(np.random.PCG64([seed, stream]))
-        self._fingerprint = fingerprint
+        self._fingerprints = fingerprints
 
     def __next__(self) -> Document:
         """Draw a language, then its next document."""
@@ -102,7 +109,7 @@ class TextStream(Iterator[Document]):
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the stream: JSON-serialisable counters and generator state."""
         return {
-            "corpus": self._fingerprint,
+            "corpus": self._fingerprints[0],
             "generator": self._generator.bit_generator.state,
             "cursors": {name: cursor.state_dict() for name, cursor in self._cursors.items()},
         }
@@ -113,9 +120,9 @@ class TextStream(Iterator[Document]):
         Raises:
             ValueError: the place was saved on another corpus.
         """
-        if state["corpus"] != self._fingerprint:
+        if state["corpus"] not in self._fingerprints:
             raise ValueError(
-                f"corpus: got one with fingerprint {self._fingerprint[:12]}, but the saved position is "
+                f"corpus: got one with fingerprint {self._fingerprints[0][:12]}, but the saved position is "
                 f"from {state['corpus'][:12]}; resume with the same corpus, or start a new run"
             )
         self._generator.bit_generator.state = state["generator"]

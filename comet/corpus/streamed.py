@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from comet.corpus.connection import is_remote
 from comet.corpus.documents import HELD_OUT_ONE_IN, is_held_out, text_hash
 from comet.corpus.lines import Shard, documents, estimated_documents
 from comet.corpus.memory import shuffled_order
@@ -73,14 +74,25 @@ class Streamed:
         return self._found[:limit]
 
     def fingerprint(self) -> str:
-        """Return a hash of names, sizes and versions of the files; their content is not read for it."""
+        """Return a hash of names, sizes and versions of the files."""
+        return self._fingerprint([shard.version for shard in self.shards])
+
+    def earlier_fingerprint(self) -> str:
+        """Return what `fingerprint` gave before it read the content of local files."""
+        remote = (is_remote(shard.address) for shard in self.shards)
+        kept = zip(self.shards, remote, strict=True)
+        return self._fingerprint([shard.version if is_so else "" for shard, is_so in kept])
+
+    def _fingerprint(self, versions: Sequence[str]) -> str:
         names = ("/".join(shard.address.split("/")[-2:]) for shard in self.shards)
+        kept = zip(names, self.shards, versions, strict=True)
         return text_hash(
-            "\n".join(
-                f"{name} {shard.size} {shard.version}"
-                for name, shard in zip(names, self.shards, strict=True)
-            )
+            "\n".join(f"{name} {shard.size} {version}" for name, shard, version in kept)
         )
+
+    def times(self) -> str:
+        """Return the times of files of which blocks alone were read."""
+        return " ".join(str(shard.time) for shard in self.shards if shard.time)
 
     def _texts(self) -> Iterator[str]:
         for shard in self.shards:

@@ -205,6 +205,34 @@ def read(folder, arguments):
     return open_cache(str(folder), build(DistillRecipe, given.content))
 
 
+def test_a_cache_begun_from_another_teacher_or_text_is_not_continued(
+    arguments, hidden, tmp_path, teacher_folder, corpus_folder
+):
+    shutil.copytree(hidden, tmp_path / "cache")
+    shutil.copytree(teacher_folder, tmp_path / "teacher")
+    shutil.copytree(corpus_folder, tmp_path / "text")
+    index = json.loads((hidden / "index.json").read_text())
+    given = [
+        "--teacher", str(tmp_path / "teacher"), "--corpus", str(tmp_path / "text"), *arguments[4:],
+        "--batches", str(BATCHES), "--output", str(tmp_path / "cache"),
+    ]  # fmt: skip
+    main(given)  # the same, elsewhere
+    for name, file, before, after in (
+        ("configuration", "teacher/config.json", b"1e-12", b"1e-03"),
+        ("corpus", "text/hau/text.txt", b"a", b"e"),
+    ):
+        content = (tmp_path / file).read_bytes()
+        (tmp_path / file).write_bytes(content.replace(before, after, 1))
+        with pytest.raises(
+            ValueError, match=f"holds another cache: it was made from another {name}"
+        ):
+            main(given)
+        (tmp_path / file).write_bytes(content)
+    del index["made_from"]["configuration"]  # as an earlier version wrote it
+    (tmp_path / "cache/index.json").write_text(json.dumps(index))
+    main(given)
+
+
 def test_a_folder_with_something_else_is_left_alone(hidden, arguments, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds other files"):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import os
 import random
 from pathlib import Path
 
@@ -113,6 +114,22 @@ def test_a_place_among_other_files_is_refused(stream_from, folder):
     write(folder / "ha/ha_clean_0002.jsonl.gz", records(texts("hc", 5)))
     with pytest.raises(ValueError, match="resume with the same corpus"):
         stream_from().training_stream().load_state_dict(state)
+
+
+def test_files_are_told_apart_by_content_and_not_by_where_and_when(stream_from, folder, tmp_path):
+    before = stream_from().fingerprint()
+    file = folder / "ha/ha_clean_0001.jsonl.gz"
+    content = file.read_bytes()
+    os.utime(file, (1, 1))
+    assert stream_from().fingerprint() == before
+    write(file, records(reversed(texts("hb", 150))))
+    assert stream_from().fingerprint() != before
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert stream_from().fingerprint() != before
+    file.write_bytes(content)
+    folder.rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").rename(folder)
+    assert stream_from().fingerprint() == before
 
 
 def test_no_more_than_a_block_of_each_language_is_held(tmp_path, monkeypatch):

@@ -353,3 +353,56 @@ def test_a_run_without_all_its_seeds_is_not_measured(teacher_folder, sentiment, 
     (tmp_path / "run/seed-1/model/comet.json").unlink()
     with pytest.raises(ValueError, match=r"--run: .* holds no model of seed 1 yet; go on with"):
         evaluate(tmp_path / "run", split="dev")
+
+
+def stop(run):
+    """Mark a finished run, and the models in it, as stopped."""
+    for record in run.glob("**/run.json"):
+        record.write_text(json.dumps({**read_json(record), "state": "failed"}))
+
+
+def test_resuming_with_other_labels_model_or_teacher_is_refused(
+    teacher_folder, sentiment, tmp_path
+):
+    shutil.copytree(sentiment, tmp_path / "data")
+    shutil.copytree(teacher_folder, tmp_path / "model")
+    teacher = tmp_path / "teacher"
+    run_finetune(recipe_for(teacher_folder, sentiment, epochs=1), teacher)
+    run = tmp_path / "run"
+    recipe = recipe_for(
+        tmp_path / "model", tmp_path / "data", epochs=1, teacher=teacher, floor_weight=0.1
+    )
+    run_finetune(recipe, run)
+    stop(run)
+    changes = {
+        tmp_path / "data/hau/dev.tsv": "dev split",
+        tmp_path / "model/config.json": "model configuration",
+        teacher / "seed-0/model/model.safetensors": "teacher weights",
+        run / "floor.safetensors": "baseline",
+    }
+    for file, name in changes.items():
+        before = file.read_bytes()
+        changed = before.replace(b"positive", b"negative", 1).replace(b"1e-12", b"1e-03")
+        file.write_bytes(changed if changed != before else before[:-1] + bytes([before[-1] ^ 1]))
+        with pytest.raises(ValueError, match=rf"--resume: {name} .* not what the run in"):
+            run_finetune(recipe, run, resume=True)
+        file.write_bytes(before)
+    (run / "run.json").unlink()  # what the checkpoint of each model names is compared too
+    edited = (tmp_path / "data/hau/train.tsv").read_text().replace("positive", "negative", 1)
+    (tmp_path / "data/hau/train.tsv").write_text(edited)
+    with pytest.raises(ValueError, match=r"--resume: train split .* not what the run in .*seed-0"):
+        run_finetune(recipe, run, resume=True)
+
+
+def test_a_baseline_that_was_fitted_on_other_rows_is_not_taken(run, sentiment, tmp_path):
+    shutil.copytree(sentiment, tmp_path / "data")
+    given = [
+        "--run", str(run), "--data", str(tmp_path / "data"), "--split", "dev", "--floor", "tfidf",
+        "--output", str(tmp_path / "out"),
+    ]  # fmt: skip
+    evaluate_main(given)
+    evaluate_main(given)
+    file = tmp_path / "data/hau/train.tsv"
+    file.write_text(file.read_text().replace("positive", "negative", 1))
+    with pytest.raises(ValueError, match="was fitted on other data; remove it"):
+        evaluate_main(given)
