@@ -170,7 +170,6 @@ RECIPE = DistillRecipe(
 def training_of(folder, batches, tokenizer, *, resume=False, evaluate=dict, **optimisation):
     run = RunFolder(folder, RECIPE, resume=resume)
     folder.mkdir(exist_ok=True)
-    (folder / "recipe.yaml").write_text("")
     watching = Watching(
         program="comet.distill",
         languages=("hau", "swa"),
