@@ -133,6 +133,9 @@ def adapt(
     """
     accelerator = make_accelerator(recipe.optimisation.precision)
     run = RunFolder(folder, recipe, resume=resume)
+    if run.is_done:
+        say(run.how_to_extend(PROGRAM))
+        return folder / "model"
     trackers = Trackers(recipe.run.trackers, folder)
     corpus = open_text(recipe.corpus, recipe.run.seed)
     set_seed(recipe.run.seed)

@@ -29,7 +29,7 @@ from comet.durable import LOCK, locked
 from comet.formats import stamp
 from comet.frozen import round_weights
 from comet.inputs import fingerprint_of_config
-from comet.processes import make_accelerator
+from comet.processes import make_accelerator, say
 from comet.recipe import DistillRecipe
 from comet.sources import held_out_batches
 from comet.students import load_masked_lm, load_tokenizer, require_embedded
@@ -82,6 +82,7 @@ def cache_teacher(recipe: DistillRecipe, folder: Path, kept: Kept, steps: int) -
     is_of = {"corpus": corpus.is_of}
     index = Writer(folder, identity, is_of).index
     if index["complete"]:
+        say(f"done     the cache in {folder} has its {steps:,} steps; the teacher reads nothing")
         return TeacherCache(folder, index)
     encoder = _load_encoder(recipe, name, revision, tokenizer, accelerator.device)
     if kept.kind == "logits" and kept.top > len(encoder.output_weight):

@@ -249,6 +249,8 @@ def _require_identity(
     for name in ("keep", "top", "precision", "steps"):
         if difference is None and index[name] != identity[name]:
             difference = f"{name} is {index[name]!r} there, {identity[name]!r} here"
+            if name == "steps":
+                difference += " (a cache is not extended: a longer run goes round it again)"
     if difference is not None:
         raise ValueError(
             f"--output: {folder} holds another cache: {difference}; give another --output"

@@ -40,6 +40,7 @@ from comet.training import Training, Watching
 from comet.watch import Watch
 
 PROGRAM = "comet.distill"
+AGREEMENT = "agreement.json"
 SHORTCUTS = {
     "--fused": "objective.fused",
     "--teacher": "teacher.model",
@@ -91,6 +92,9 @@ def distill(
     """
     accelerator = make_accelerator(recipe.optimisation.precision)
     run = RunFolder(folder, recipe, resume=resume)
+    if run.is_done:
+        say(run.how_to_extend(PROGRAM))
+        return agreements(run.read_json(AGREEMENT)["after"])
     trackers = Trackers(recipe.run.trackers, folder)
     ops: ModuleType = comet_kernels if recipe.objective.fused else comet_kernels.reference
     sources = open_sources(recipe, ops, accelerator)
@@ -142,7 +146,7 @@ def distill(
             training.train()
             after = evaluate()
             training.tell_evaluation(after, say)
-        run.write_json("agreement.json", {"before": before, "after": after})
+        run.write_json(AGREEMENT, {"before": before, "after": after})
         if accelerator.is_main_process:
             home = folder / "student"
             save_model(student, sources.tokenizer, home, describing(home))

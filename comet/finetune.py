@@ -27,7 +27,7 @@ from comet.floor import FLOOR, Lessons, fit_floor, floor_name, load_floor, save_
 from comet.inputs import Input, data_input, file_input, model_inputs
 from comet.interruption import Interrupted
 from comet.processes import make_accelerator, on_main, say
-from comet.runs import RunFolder, resolve
+from comet.runs import RunFolder, is_finished, resolve
 from comet.students import load_tokenizer
 from comet.task_model import ModelCard, Tuned, load_tuned
 from comet.task_predict import measured, tfidf_answers
@@ -35,7 +35,7 @@ from comet.task_run import PROGRAM, TunedData, tune
 from comet.tasks import TaskData, open_task
 from comet.tasks.task import problem_table
 from comet.tfidf import TfidfModel
-from comet.tuned_runs import MODEL, is_done, member_folder
+from comet.tuned_runs import MODEL, member_folder
 
 SHORTCUTS = {
     "--model": "model.model",
@@ -91,6 +91,11 @@ def finetune(recipe: FinetuneRecipe, folder: Path, *, resume: bool = False) -> d
         Interrupted: asked to stop; a checkpoint was saved.
     """
     run = RunFolder(folder, recipe, resume=resume)
+    if run.is_done:
+        is_trained = recipe.model.model != TFIDF
+        say(run.how_to_extend(PROGRAM) if is_trained else f"done     {folder}")
+        scores: dict[str, Any] = run.read_json("scores-dev.json")
+        return scores
     train = on_main(lambda: open_task(recipe.task, "train"))
     labels = train.task.labels
     dev = on_main(lambda: open_task(recipe.task, "dev", train.languages, labels=labels))
@@ -140,7 +145,8 @@ def _tune_all(
     for seed in recipe.run.seeds:
         for languages in groups:
             its = member_folder(folder, seed, languages[0] if recipe.run.per_language else None)
-            if on_main(partial(is_done, its)):
+            member = recipe.member(seed, languages)
+            if on_main(partial(is_finished, its, member)):
                 say(f"\n{its}: done before")
                 continue
             data = TunedData(only(train, languages), only(dev, languages), tokenizer, floor)
@@ -148,7 +154,7 @@ def _tune_all(
             if teacher is not None:
                 run.reads(on_main(partial(teacher_inputs, languages[0])))
             try:
-                tune(recipe.member(seed, languages), its, data, run.inputs, accelerator, teacher)
+                tune(member, its, data, run.inputs, accelerator, teacher)
             except Interrupted as stopped:
                 raise Interrupted(
                     f"stopped and saved; go on with: python -m {PROGRAM} --resume --output {folder}",

@@ -46,6 +46,12 @@ MAY_CHANGE = frozenset(  # on resuming, as it changes no result
 )
 
 
+LENGTHS = (
+    "optimisation.steps",
+    "optimisation.epochs",
+)  # may change too: a run is extended, or ended sooner
+
+
 class RunFolder:
     """A folder that holds one run; nothing is written before `recorded`.
 
@@ -54,8 +60,11 @@ class RunFolder:
         recipe: the resolved recipe.
         resume: go on with the run that is there instead of starting one.
 
+    Attributes:
+        is_done: whether there is nothing to resume.
+
     Raises:
-        ValueError: the folder holds another run or other files, or, to resume, no run that stopped half-way.
+        ValueError: the folder holds another run or other files, or, to resume, a run that has done more than is asked.
     """
 
     def __init__(self, path: Path, recipe: Any, *, resume: bool) -> None:
@@ -68,8 +77,8 @@ class RunFolder:
         self.inputs: dict[str, Input] = {}
         self._before: dict[str, Any] = {}
         self._record: dict[str, Any] = {}
-        self._require = self._require_resumable if resume else self._require_empty
-        on_main(self._require)
+        self._resume = resume
+        self.is_done = on_main(self._is_done)
 
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
@@ -91,13 +100,18 @@ class RunFolder:
             yield
             return
         with locked(self.path / LOCK, f"--output: another process is training in {self.path}"):
-            self._require()  # again: another process may have run here meanwhile
+            if self._is_done():  # again: another process may have run here meanwhile
+                raise ValueError(f"--resume: another process has finished the run in {self.path}")
             sweep(self.path)
             sweep(self.checkpoints)
             self._write(RECIPE, to_yaml(self.recipe))
             self._before = read_record(self.path)
             self._record = begun(self._before, {**self.environment, "command": sys.argv})
-            self._record |= {**facts, "inputs": self.inputs_as_json}
+            self._record |= {
+                **facts,
+                "length": length_of(self.recipe),
+                "inputs": self.inputs_as_json,
+            }
             self.write_json(RECORD, self._record)
             try:
                 yield
@@ -232,6 +246,10 @@ class RunFolder:
         """Write a JSON file of the run, whole or not at all."""
         self._write(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
+    def read_json(self, name: str) -> Any:
+        """Read such a file; every process gets it."""
+        return on_main(lambda: json.loads((self.path / name).read_text(encoding="utf-8")))
+
     def _write(self, name: str, text: str) -> None:
         if not self.is_written_here:
             return
@@ -252,9 +270,50 @@ class RunFolder:
         if not is_as_good_as_empty(self.path):
             raise ValueError(f"--output: {self.path} holds other files; give an empty folder")
 
-    def _require_resumable(self) -> None:
-        if read_record(self.path).get("state") == "done":
-            raise ValueError(f"--resume: the run in {self.path} is done")
+    def _is_done(self) -> bool:
+        if not self._resume:
+            self._require_empty()
+            return False
+        return is_finished(self.path, self.recipe)
+
+    def how_to_extend(self, program: str) -> str:
+        """Say that the run is done, and what to type for more of it."""
+        (name, length), *_ = length_of(self.recipe).items()
+        return (
+            f"done     the run in {self.path} has done its {length:,} {name}; for more, python -m {program} --resume "
+            f"--output {self.path} --{name} {2 * length}"
+        )
+
+
+def length_of(recipe: Any) -> dict[str, int]:
+    """The steps or epochs of a recipe, by name."""
+    names = (one.split(".")[1] for one in LENGTHS)
+    return {
+        name: getattr(recipe.optimisation, name)
+        for name in names
+        if hasattr(recipe.optimisation, name)
+    }
+
+
+def is_finished(folder: Path, recipe: Any) -> bool:
+    """Whether the run in a folder has ended well, and with as many steps or epochs as its recipe has now.
+
+    Raises:
+        ValueError: it has done more.
+    """
+    record = read_record(folder)
+    if record.get("state") != "done":
+        return False
+    wanted, done = length_of(recipe), record.get("length")
+    if not isinstance(done, Mapping):  # of an earlier version, which extended nothing
+        done = read_recipe(type(recipe), str(folder / RECIPE)).get("optimisation", {})
+    for name, length in wanted.items():
+        if done.get(name, length) > length:
+            raise ValueError(
+                f"--resume: optimisation.{name}: got {length}, but the run in {folder} has done {done[name]}; give "
+                "more to extend it"
+            )
+    return all(done.get(name, length) == length for name, length in wanted.items())
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -326,7 +385,11 @@ def _resolve(recipe_class: type, given: Given, program: str) -> tuple[Path, Any]
     stored = read_recipe(recipe_class, str(folder / RECIPE))
     stored.setdefault("run", {})["output"] = output
     for part, fields in given.content.items():
-        free = {name: value for name, value in fields.items() if f"{part}.{name}" in MAY_CHANGE}
+        free = {
+            name: value
+            for name, value in fields.items()
+            if f"{part}.{name}" in MAY_CHANGE or f"{part}.{name}" in LENGTHS
+        }
         stored.setdefault(part, {}).update(free)
     difference = contradiction(given.content, stored)
     if difference:
@@ -341,13 +404,18 @@ def require_same_recipe(recipe: Any, saved: Mapping[str, Any]) -> None:
         ValueError: the two differ in what changes the result.
     """
     ours = yaml.safe_load(to_yaml(recipe))
-    free: dict[str, dict[str, Any]] = {one.split(".")[0]: {} for one in MAY_CHANGE}
-    for one in MAY_CHANGE:
-        part, field = one.split(".")
-        free[part][field] = saved.get(part, {}).get(field)
-    difference = contradiction(
-        {part: {**fields, **free.get(part, {})} for part, fields in ours.items()}, saved
-    )
+    fixed = {
+        part: {
+            field: value
+            for field, value in fields.items()
+            # a field that is missing there is of a later version, and has its default here
+            if field in saved.get(part, {})
+            and f"{part}.{field}" not in MAY_CHANGE
+            and f"{part}.{field}" not in LENGTHS
+        }
+        for part, fields in ours.items()
+    }
+    difference = contradiction(fixed, saved)
     if difference:
         raise ValueError(f"--resume: the checkpoint is of another recipe: {difference}")
 

@@ -34,7 +34,7 @@ from comet.checkpoints import (
 from comet.configuration import to_yaml
 from comet.interruption import Interrupted, StopSignals
 from comet.optimizers import make_optimizers
-from comet.processes import any_process, from_main, gathered, on_main, step_totals
+from comet.processes import any_process, from_main, gathered, on_main, say, step_totals
 from comet.progress import Progress
 from comet.recipe import OptimisationRecipe, RunRecipe
 from comet.runs import EVALUATION, RunFolder, peak_memory, require_same_recipe
@@ -178,7 +178,8 @@ class Training:
         """Go on from the newest checkpoint of the run folder, from that of `step`, or from the start if it has none.
 
         Raises:
-            ValueError: it is damaged, of another recipe, or of a run that read something else.
+            ValueError: it is damaged, of another recipe, of a run that read something else, or of more steps than the
+                run is to have.
         """
         tensors: dict[str, Tensor] | None = None
 
@@ -190,6 +191,7 @@ class Training:
             require_same_recipe(self.folder.recipe, loaded[1]["recipe"])
             self.folder.require_same_inputs(loaded[1].get("inputs"))
             self.folder.tell_differences(loaded[1].get("environment"))
+            self._require_steps_left(loaded[1]["step"])
             tensors = loaded[0]
             return loaded[1]
 
@@ -209,12 +211,47 @@ class Training:
         self._bad_in_a_row = state["bad_in_a_row"]
         self._window = Window.restored(tensors, state["window"], self.accelerator)
         self.watching.watch.load_state_dict(state["watch"])
+        before = state.get("steps") or state["recipe"]["optimisation"].get("steps")
+        self._tell_length(before)
         # the last evaluation is that of the trained model, after the last checkpoint
-        self.folder.forget_lines_after(self.step, min(self.step, self.optimisation.steps - 1))
+        at_an_end = self.step in (before, self.optimisation.steps)
+        self.folder.forget_lines_after(self.step, self.step - at_an_end)
         if self._kept is not None:
             kept = {name[5:]: value for name, value in tensors.items() if name.startswith("kept/")}
             self._kept.restore(kept, state["kept"])
         restore_random(tensors, self.accelerator.process_index)
+        if at_an_end and self.step < self.optimisation.steps:
+            self.tell_evaluation(self.watching.evaluate(), say)
+
+    def _require_steps_left(self, done: int) -> None:
+        """Refuse a checkpoint from behind the run's end.
+
+        Raises:
+            ValueError: it is from there.
+        """
+        if done > self.optimisation.steps:
+            raise ValueError(
+                f"--resume: the run is to have {self.optimisation.steps:,} steps, but its checkpoint has done "
+                f"{done:,}; give as many or more, or an earlier checkpoint with --resume-from"
+            )
+
+    def _tell_length(self, before: int | None) -> None:
+        """Say what becomes of the schedules where the run got longer or shorter.
+
+        Args:
+            before: the steps it was to have; None where an earlier version did not note it.
+        """
+        recipe = self.optimisation
+        if before in (None, recipe.steps):
+            return
+        rates = [
+            recipe.learning_rate * warmup_and_decay(self.step, recipe.warmup_steps, steps)
+            for steps in (before, recipe.steps)
+        ]
+        say(
+            f"steps    {recipe.steps:,} instead of {before:,}: from step {self.step:,} on, learning rate and other "
+            f"schedules are those of a run of {recipe.steps:,} steps (learning rate {rates[1]:.3g} instead of {rates[0]:.3g})"
+        )
 
     def _train_step(self, signals: StopSignals) -> bool:
         """One step of all processes; whether one of them was told to stop."""
@@ -411,6 +448,7 @@ class Training:
             sums, rest = self._window.state(self.accelerator)
             state = {
                 "step": self.step,
+                "steps": self.optimisation.steps,
                 "tokens": self.tokens,
                 "skipped": self.skipped,
                 "bad_in_a_row": self._bad_in_a_row,

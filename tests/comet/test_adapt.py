@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -135,6 +136,22 @@ def test_a_rate_that_is_far_too_high_ends_with_one_line(corpus_folder, tmp_path,
     with pytest.raises(ValueError, match=r"training diverged: .* step \d.*lower learning rate"):
         main(["--corpus", str(corpus_folder), *SMALL, *rate, *output])
     assert not (tmp_path / "model").exists()
+
+
+def test_a_finished_run_is_done_and_more_steps_extend_it(adapted, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(adapted, run)
+    before = (run / "run.json").read_bytes()
+    main(["--resume", "--output", str(run)])
+    assert (
+        "has done its 6 steps; for more, python -m comet.adapt --resume" in capsys.readouterr().out
+    )
+    assert (run / "run.json").read_bytes() == before
+    main(["--resume", "--output", str(run), "--steps", "8"])
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 8]
+    weights = "model/model.safetensors"
+    assert (run / weights).read_bytes() != (adapted / weights).read_bytes()
 
 
 def test_the_loss_is_cross_entropy_on_the_masked_tokens(tokenizer):

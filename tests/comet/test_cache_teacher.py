@@ -206,7 +206,7 @@ def read(folder, arguments):
 
 
 def test_a_cache_begun_from_another_teacher_or_text_is_not_continued(
-    arguments, hidden, tmp_path, teacher_folder, corpus_folder
+    arguments, hidden, tmp_path, teacher_folder, corpus_folder, capsys
 ):
     shutil.copytree(hidden, tmp_path / "cache")
     shutil.copytree(teacher_folder, tmp_path / "teacher")
@@ -216,7 +216,11 @@ def test_a_cache_begun_from_another_teacher_or_text_is_not_continued(
         "--teacher", str(tmp_path / "teacher"), "--corpus", str(tmp_path / "text"), *arguments[4:],
         "--batches", str(BATCHES), "--output", str(tmp_path / "cache"),
     ]  # fmt: skip
+    capsys.readouterr()
     main(given)  # the same, elsewhere
+    assert f"has its {BATCHES} steps; the teacher reads nothing" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"steps is 4 there, 5 here \(a cache is not extended"):
+        main([*given, "--batches", str(BATCHES + 1)])
     for name, file, before, after in (
         ("configuration", "teacher/config.json", b"1e-12", b"1e-03"),
         ("corpus", "text/hau/text.txt", b"a", b"e"),

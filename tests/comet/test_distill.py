@@ -193,9 +193,76 @@ def test_an_output_folder_with_another_run_is_left_alone(finished, command):
     before = snapshot(finished)
     with pytest.raises(ValueError, match="holds another run"):
         main([*command, "--output", str(finished)])
-    with pytest.raises(ValueError, match="is done"):
-        main(["--resume", "--output", str(finished)])
     assert snapshot(finished) == before
+
+
+def test_a_finished_run_is_said_to_be_done_and_how_to_extend_it(finished, capsys):
+    before = snapshot(finished)
+    main(["--resume", "--output", str(finished)])
+    said = capsys.readouterr().out
+    assert (
+        f"has done its 7 steps; for more, python -m comet.distill --resume --output {finished}"
+        in said
+    )
+    assert "--steps 14" in said
+    with pytest.raises(
+        ValueError, match=r"optimisation\.steps: got 5, but the run in .* has done 7"
+    ):
+        main(["--resume", "--output", str(finished), "--steps", "5"])
+    assert snapshot(finished) == before
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_more_steps_extend_a_run_by_the_schedule_of_the_longer_one(
+    finished, tmp_path, capsys, ended
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    if not ended:
+        (run / "run.json").unlink()
+        shutil.rmtree(run / "checkpoints" / "step-7")
+    main(["--resume", "--output", str(run), "--steps", "11"])
+    step = 7 if ended else 6
+    said = capsys.readouterr().out
+    # warm-up is 1 step: the factor was (7 − n) / 6 and is (11 − n) / 10
+    assert f"steps    11 instead of 7: from step {step} on" in said
+    rates = f"{5e-4 * (11 - step) / 10:.3g} instead of {5e-4 * (7 - step) / 6:.3g}"
+    assert f"(learning rate {rates})" in said
+    metrics = metrics_of(run)
+    assert [line["step"] for line in metrics] == [2, 4, 6, *([7] if ended else []), 8, 10, 11]
+    assert metrics[-1]["lr"] == pytest.approx(5e-4 / 10)
+    evaluated = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in evaluated] == [0, *([7] if ended else []), 11]
+    record = json.loads((run / "run.json").read_text())
+    assert (record["state"], record["length"]) == ("done", {"steps": 11})
+    assert (run / "recipe.yaml").read_text().count("steps: 11") == 1
+    before = snapshot(run)
+    main(["--resume", "--output", str(run)])
+    assert snapshot(run) == before
+
+
+def test_an_extension_that_was_killed_before_it_trained_is_resumed(finished, tmp_path):
+    """The longer recipe stands, while run.json is still that of the finished run."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("\n  steps: 7\n", "\n  steps: 9\n"))
+    main(["--resume", "--output", str(run)])
+    assert metrics_of(run)[-1]["step"] == 9
+
+
+def test_fewer_steps_end_a_run_sooner_but_not_before_what_is_done(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "run.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "step-7")
+    with pytest.raises(
+        ValueError, match="is to have 5 steps, but its checkpoint has done 6; give as"
+    ):
+        main(["--resume", "--output", str(run), "--steps", "5"])
+    main(["--resume", "--output", str(run), "--steps", "6"])
+    assert metrics_of(run)[-1]["step"] == 6
+    assert json.loads((run / "run.json").read_text())["length"] == {"steps": 6}
 
 
 def test_an_output_folder_with_other_files_is_left_alone(tmp_path, command):

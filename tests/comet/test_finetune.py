@@ -406,3 +406,35 @@ def test_a_baseline_that_was_fitted_on_other_rows_is_not_taken(run, sentiment, t
     file.write_text(file.read_text().replace("positive", "negative", 1))
     with pytest.raises(ValueError, match="was fitted on other data; remove it"):
         evaluate_main(given)
+
+
+def test_a_finished_run_is_done_and_more_epochs_extend_it(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    finetune_main(["--resume", "--output", str(copy)])
+    said = capsys.readouterr().out
+    assert "has done its 4 epochs; for more, python -m comet.finetune --resume" in said
+    assert "--epochs 8" in said
+    assert read_json(copy / "run.json") == read_json(run / "run.json")
+    with pytest.raises(ValueError, match=r"optimisation\.epochs: got 3, but .* has done 4"):
+        finetune_main(["--resume", "--output", str(copy), "--epochs", "3"])
+    finetune_main(["--resume", "--output", str(copy), "--epochs", "5"])
+    assert "steps    75 instead of 60: from step 60 on" in capsys.readouterr().out
+    for seed in (0, 3):
+        measured = lines(copy / f"seed-{seed}" / "evaluation.jsonl")
+        assert [line["step"] for line in measured] == [*range(5, 75, 5), 75]
+        scores = [line["all"]["weighted_f1"] for line in measured]
+        card = read_card(copy / f"seed-{seed}" / "model")
+        assert card.dev == max(scores)
+        assert card.step == measured[int(np.argmax(scores))]["step"]
+        answers = read_predictions(copy / "predictions" / "dev" / f"seed-{seed}.jsonl")
+        by_language = [weighted_f1(answers, language) for language in ("hau", "swa")]
+        assert np.mean(by_language) == pytest.approx(card.dev, abs=1e-9)
+
+
+def test_a_finished_baseline_is_done(sentiment, tmp_path, capsys):
+    run_finetune(recipe_for("tfidf", sentiment), tmp_path / "run")
+    before = read_json(tmp_path / "run" / "run.json")
+    finetune_main(["--resume", "--output", str(tmp_path / "run")])
+    assert f"done     {tmp_path / 'run'}" in capsys.readouterr().out
+    assert read_json(tmp_path / "run" / "run.json") == before
