@@ -97,6 +97,7 @@ def finetune(recipe: FinetuneRecipe, folder: Path, *, resume: bool = False) -> d
         scores: dict[str, Any] = run.read_json("scores-dev.json")
         return scores
     train = on_main(lambda: open_task(recipe.task, "train"))
+    _require_labels(train)
     labels = train.task.labels
     dev = on_main(lambda: open_task(recipe.task, "dev", train.languages, labels=labels))
     facts = {
@@ -122,6 +123,25 @@ def finetune(recipe: FinetuneRecipe, folder: Path, *, resume: bool = False) -> d
         else:
             _tune_all(recipe, run, train, dev, tokenizer)
         return evaluate_run(folder, split="dev")
+
+
+def _require_labels(train: TaskData) -> None:
+    """Refuse a language from which nothing can be learnt but its only label."""
+    for language, examples in train.splits.items():
+        found = {
+            number
+            for one in examples
+            for number in (one.label if isinstance(one.label, tuple) else (one.label,))
+        }
+        if len(found) > 1:
+            continue
+        (only_label,) = found
+        what = f"sentences of {language}" if train.task.kind == "token" else f"texts of {language}"
+        raise ValueError(
+            f"task.data: the train split has {len(examples):,} {what}, all labelled "
+            f"{train.task.labels[only_label]}; expected two different labels or more: check the label column, or leave "
+            "the language out with --languages"
+        )
 
 
 def _tune_all(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
-from tiny_tasks import recipe_for, write_entities
+from tiny_tasks import recipe_for, write_entities, write_sentiment
 
 from comet import evaluation, finetune
 from comet.evaluate import evaluate
@@ -338,6 +339,29 @@ def test_dropout_of_hidden_states_attention_and_classifier(
     config = make_task_model(recipe.model, task, load_tokenizer(str(teacher_folder))).config
     found = (config.hidden_dropout_prob, config.attention_probs_dropout_prob)
     assert (*found, config.classifier_dropout) == expected
+
+
+@pytest.mark.parametrize("model", ["encoder", "tfidf"])
+def test_a_language_of_one_label_is_refused_and_leaves_no_run_behind(
+    teacher_folder, tmp_path, model
+):
+    data = write_sentiment(tmp_path / "data")
+    path = data / "swa/train.tsv"
+    path.write_text(re.sub("negative|positive", "neutral", path.read_text("utf-8")), "utf-8")
+    recipe = recipe_for(teacher_folder if model == "encoder" else "tfidf", data)
+    message = "task.data: the train split has 120 texts of swa, all labelled neutral; expected two"
+    with pytest.raises(ValueError, match=message):
+        run_finetune(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_sentences_without_an_entity_are_refused(teacher_folder, tmp_path):
+    data = write_entities(tmp_path / "data")
+    path = data / "hau/train.txt"
+    path.write_text(re.sub("[BI]-LOC", "O", path.read_text("utf-8")), "utf-8")
+    recipe = recipe_for(teacher_folder, data, task="masakhaner", languages=["hau"])
+    with pytest.raises(ValueError, match="60 sentences of hau, all labelled O; expected two"):
+        run_finetune(recipe, tmp_path / "run")
 
 
 def test_a_model_that_is_not_there_leaves_no_run_behind(sentiment, tmp_path):
