@@ -21,11 +21,13 @@ from comet.processes import on_main, say, this_process
 from comet.scores import System, summary
 from comet.task_predict import SplitPredictor, tfidf_answers
 from comet.tasks import Example, Task, TaskData, TaskRecipe, open_task
-from comet.tasks.task import problem_table
+from comet.tasks.overlap import Texts, hashes, kept, rows_of
+from comet.tasks.task import SPLITS, problem_table
 from comet.tfidf import TfidfModel, is_tfidf
 from comet.tuned_runs import TunedSystem, recipe_of, system_of_run, weights_fingerprint
 
 RECORD = "record.json"
+_RUN_ABOVE = 3  # levels: RUN/seed-0/hau/model
 Runs = dict[int, list[PredictedExample]]
 
 
@@ -85,6 +87,9 @@ def evaluate_system(
         for flag, folder in (("--teacher", teacher), ("--floor", floor))
         if folder is not None
     }
+    texts = on_main(lambda: _texts(system, task, split))
+    if texts is None:
+        say("overlap  not counted: neither the run's texts.json nor the train split is at hand")
     found = on_main(
         lambda: summary(
             data.task,
@@ -96,6 +101,7 @@ def evaluate_system(
             trained_on=system.languages,
             size=system.size,
             problems=problems,
+            overlap=None if texts is None else _overlap(system, data, texts),
             teacher=compared.get("--teacher"),
             floor=compared.get("--floor"),
         )
@@ -220,6 +226,42 @@ def _open(
     return replace(data, splits={**data.splits, **more.splits}), [*data.problems, *more.problems]
 
 
+def _texts(system: TunedSystem, task: TaskRecipe, split: str) -> Texts | None:
+    """Hashes of what a system was trained on and chosen by, as its run kept them or as the data has them now."""
+    others = SPLITS[: SPLITS.index(split)]
+    folders = [folder for found in system.seeds.values() for folder in found]
+    for above in folders[0].absolute().parents[:_RUN_ABOVE]:
+        known = kept(above)
+        if known is not None:
+            return {other: known[other] for other in others if other in known}
+    try:
+        labels = system.task.labels
+        return hashes(
+            {other: open_task(task, other, system.languages, labels=labels) for other in others}
+        )
+    except (ValueError, OSError):
+        return None
+
+
+def _overlap(system: TunedSystem, data: TaskData, texts: Texts) -> dict[str, dict[str, list[int]]]:
+    """Language → split → the rows whose texts that split has in what the language's model read."""
+    return {
+        language: {
+            other: rows_of(
+                examples,
+                {
+                    one
+                    for name, its in by_language.items()
+                    if system.is_joint or name == language
+                    for one in its
+                },
+            )
+            for other, by_language in texts.items()
+        }
+        for language, examples in data.splits.items()
+    }
+
+
 def _compared(run: Path, task: Task, data: TaskRecipe, split: str, flag: str) -> System:
     """A teacher or a floor on the same examples, in the languages that it knows."""
     system = system_of_run(run, flag=flag)
@@ -261,28 +303,52 @@ def score_table(scores: Mapping[str, Any]) -> str:
             if name in ("macro_f1", "accuracy", "precision", "recall")
         ),
     ]
+    overlapping = any(
+        (found.get("overlap") or {}).get("any") for found in scores["languages"].values()
+    )
     count = len(scores["seeds"])
     head = f"{scores['system']}, {scores['split']}, {count} seed{'s' * (count > 1)}, %"
     lines = [
         head,
         f"{'':12}{'examples':>9}  {measure:<26}"
         + "".join(f"{name:>11}" for name in names[1:])
-        + ("      floor" if floor else ""),
+        + ("      floor" if floor else "")
+        + (f"{'overlap':>11}{'without':>11}" if overlapping else ""),
     ]
 
-    def line(label: str, found: Mapping[str, Any], count: str = "", least: Any = None) -> str:
+    def line(
+        label: str,
+        found: Mapping[str, Any],
+        count: str = "",
+        least: Any = None,
+        overlap: int | None = None,
+        rest: Mapping[str, Any] | None = None,
+    ) -> str:
         cells = "".join(f"{100 * found[name]['mean']:11.2f}" for name in names[1:])
         floored = "" if floor is None else (f"{100 * least['mean']:11.2f}" if least else f"{'':11}")
-        return f"{label:12}{count:>9}  {_with_interval(found[measure]):<26}{cells}{floored}"
+        if overlapping:
+            without = "–" if rest is None else f"{100 * rest[measure]['mean']:.2f}"
+            floored += f"{'' if overlap is None else f'{overlap:,}':>11}{without:>11}"
+        return (
+            f"{label:12}{count:>9}  {_with_interval(found[measure]):<26}{cells}{floored}".rstrip()
+        )
 
     for language, found in scores["languages"].items():
         label = language if found["trained"] else f"{language} (unseen)"
         least = floor["languages"].get(language) if floor else None
-        lines.append(line(label, found, f"{found['examples']:,}", least))
+        its = found.get("overlap") or {}
+        of = f"{found['examples']:,}"
+        lines.append(line(label, found, of, least, its.get("any"), its.get("without")))
     if scores["mean"] is not None:
-        lines.append(line("mean", scores["mean"], least=floor["mean"] if floor else None))
+        least = floor["mean"] if floor else None
+        lines.append(
+            line("mean", scores["mean"], least=least, rest=scores.get("mean_without_overlap"))
+        )
     if scores["unseen_mean"] is not None:
         lines.append(line("unseen mean", scores["unseen_mean"]))
+    if overlapping:
+        others = " or ".join(SPLITS[: SPLITS.index(scores["split"])])
+        lines.append(f"overlap: texts that stand in {others} too; without: {measure} of the others")
     if retention is not None:
         lines.append(f"of the teacher {retention['teacher']}: {_with_interval(retention['raw'])}")
         if retention["above_floor"] is not None:

@@ -5,12 +5,13 @@ seed-0[/hau]/                 a run folder of its own: metrics, scores on dev, c
 seed-0[/hau]/model/           the model that did best on dev, with its tokenizer and comet.json
 predictions/dev/seed-0.jsonl  what it says to the dev split
 scores-dev.json               how good that is
+texts.json                    hashes of the texts of train and dev, by which evaluation knows those of test again
 floor.safetensors             what TF-IDF says of the train split, where objective.floor_weight asks for it
 
 The test split is not read: `python -m comet.evaluate` does that, once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from comet.task_model import ModelCard, Tuned, load_tuned
 from comet.task_predict import measured, tfidf_answers
 from comet.task_run import PROGRAM, TunedData, tune
 from comet.tasks import TaskData, open_task
+from comet.tasks.overlap import counted, hashes, keep, rows_of
 from comet.tasks.task import problem_table
 from comet.tfidf import TfidfModel
 from comet.tuned_runs import MODEL, member_folder
@@ -100,11 +102,17 @@ def finetune(recipe: FinetuneRecipe, folder: Path, *, resume: bool = False) -> d
     _require_labels(train)
     labels = train.task.labels
     dev = on_main(lambda: open_task(recipe.task, "dev", train.languages, labels=labels))
+    texts = hashes({"train": train, "dev": dev})
+    repeated = {
+        language: len(rows_of(examples, _read_with(texts["train"], language, recipe)))
+        for language, examples in dev.splits.items()
+    }
     facts = {
         "task": {
             "fingerprint": {"train": train.fingerprint, "dev": dev.fingerprint},
             "examples": {name: len(found) for name, found in train.splits.items()},
             "problems": [problem._asdict() for problem in (*train.problems, *dev.problems)],
+            "overlap": {"dev": {"train": repeated}},
         }
     }
     inputs = {
@@ -118,11 +126,23 @@ def finetune(recipe: FinetuneRecipe, folder: Path, *, resume: bool = False) -> d
     run.reads(inputs)
     with run.recorded(**facts):
         say(_announcement(recipe, train, dev, folder))
+        repetition = counted(repeated, dev, "train")
+        if repetition:
+            say(f"overlap  {repetition}; scores come with and without them (dev)")
+        on_main(lambda: keep(texts, folder))
         if tokenizer is None:
             on_main(lambda: _fit_tfidf(recipe, folder, train, dev))
         else:
             _tune_all(recipe, run, train, dev, tokenizer)
         return evaluate_run(folder, split="dev")
+
+
+def _read_with(
+    texts: Mapping[str, Collection[str]], language: str, recipe: FinetuneRecipe
+) -> set[str]:
+    """Hashes of what the model of a language reads."""
+    alone = recipe.run.per_language or recipe.model.model == TFIDF
+    return {one for name, its in texts.items() if not alone or name == language for one in its}
 
 
 def _require_labels(train: TaskData) -> None:

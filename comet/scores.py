@@ -7,7 +7,7 @@ paired.
 """
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,6 +84,7 @@ def summary(
     trained_on: Sequence[str],
     size: Mapping[str, int] | None = None,
     problems: Iterable[Problem] = (),
+    overlap: Mapping[str, Mapping[str, Collection[int]]] | None = None,
     floor: System | None = None,
     teacher: System | None = None,
 ) -> dict[str, Any]:
@@ -99,6 +100,7 @@ def summary(
         trained_on: languages; the mean is over these, that of the others is `unseen_mean`.
         size: parameters, encoder_parameters and bytes.
         problems: rows that were left out.
+        overlap: language → split → rows whose texts the models have read in that split; None where nobody knows.
         floor: what a student has to beat.
         teacher: what it is to come near.
 
@@ -109,6 +111,8 @@ def summary(
     seen = [language for language in found if language in trained_on]
     unseen = [language for language in found if language not in trained_on]
     measure = main_measure(task)
+    known = {} if overlap is None else {name: overlap[name] for name in found}
+    others = {name: _others(task, runs, name, its, found[name]) for name, its in known.items()}
     floored = None if floor is None else _main(task, runs, floor, seen)
     return {
         "schema": SCHEMA,
@@ -127,10 +131,14 @@ def summary(
         "seeds": list(runs),
         "resamples": RESAMPLES,
         "languages": {
-            language: _language(task, runs, language, found[language], language in trained_on)
+            language: {
+                **_language(task, runs, language, found[language], language in trained_on),
+                "overlap": _overlap_as_json(known[language], others[language]) if known else None,
+            }
             for language in found
         },
         "mean": _means(found, seen),
+        "mean_without_overlap": _means_of_others(others, seen),
         "unseen_mean": _means(found, unseen),
         "problems": [problem._asdict() for problem in problems],
         "floor": None
@@ -278,6 +286,47 @@ def _main(
         )
         found[language] = _measured(task, chosen, language)[main_measure(task)]
     return found
+
+
+def _others(
+    task: Task,
+    runs: Runs,
+    language: str,
+    overlap: Mapping[str, Collection[int]],
+    found: Mapping[str, Measured],
+) -> Mapping[str, Measured] | None:
+    """The measures over the examples that stand in no other split; None where all do."""
+    rows = set().union(*overlap.values())
+    if not rows:
+        return found
+    rest = {
+        seed: [one for one in run if one.language == language and one.row not in rows]
+        for seed, run in runs.items()
+    }
+    return _measured(task, rest, language) if all(rest.values()) else None
+
+
+def _overlap_as_json(
+    overlap: Mapping[str, Collection[int]], others: Mapping[str, Measured] | None
+) -> dict[str, Any]:
+    """How many examples stand in each other split, in any, and the measures of the rest."""
+    return {
+        **{split: len(set(rows)) for split, rows in overlap.items()},
+        "any": len(set().union(*overlap.values())),
+        "without": None
+        if others is None
+        else {name: one.as_json() for name, one in others.items()},
+    }
+
+
+def _means_of_others(
+    others: Mapping[str, Mapping[str, Measured] | None], languages: Sequence[str]
+) -> dict[str, Any] | None:
+    """The means over languages, None where one has no example that stands in no other split."""
+    known = {name: its for name, its in others.items() if its is not None}
+    if not set(languages) <= known.keys():
+        return None
+    return _means(known, languages)
 
 
 def _language(

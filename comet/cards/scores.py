@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult
 
 from comet.cards.facts import Facts
 from comet.cards.training import datasets
-from comet.report.words import listed
+from comet.report.words import listed, overlapping
 
 _MEASURES = {"weighted_f1": "weighted F1", "f1": "F1 of entities"}
 _AGREEMENT = ["", "KL (nats per token)", "same likeliest piece", "pseudo-perplexity"]
@@ -126,6 +126,10 @@ def _of_split(facts: Facts, scores: Mapping[str, Any]) -> str:
         f"{name[0].upper()}{name[1:]} on {scores['task']['name']}, {scores['split']}{chosen}, "
         f"in points of 100{of}:\n\n{table(head, rows)}"
     )
+    overlap = overlapping(_languages(facts, scores), measure)
+    if overlap:
+        others = "train or dev" if scores["split"] == "test" else "train"
+        said += f"\n\nSome of these texts stand in {others} too, so that the model has seen them: {listed(overlap)}."
     retention = scores["retention"]
     if retention is None or retention["raw"]["mean"] is None:
         return said

@@ -9,6 +9,7 @@ import yaml
 
 from comet.report.charts import Bar, Role
 from comet.report.reading import Material, Scores
+from comet.report.words import listed, overlapping
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 MEASURES = {
@@ -201,7 +202,7 @@ def _group(
         [name for name in unseen if name not in trained],
         systems,
         entry,
-        left_out + _of_other_data(scores),
+        left_out + _of_other_data(scores) + _overlaps(scores),
     )
 
 
@@ -214,6 +215,20 @@ def _of_other_data(scores: Sequence[Scores]) -> list[str]:
         "These systems were not all scored on the same data (their fingerprints differ): differences between "
         "them may be differences of the data."
     ]
+
+
+def _overlaps(scores: Sequence[Scores]) -> list[str]:
+    """Which scores are partly of texts that a system has read before."""
+    found = []
+    for one in scores:
+        others = "train or dev" if one.content["split"] == "test" else "train"
+        its = overlapping(one.content["languages"], one.measure)
+        if its:
+            found.append(
+                f"{one.content.get('system')}: some of its {one.content['split']} texts stand in {others} too: "
+                f"{listed(its)}."
+            )
+    return found
 
 
 def _system(one: Scores, teachers: set[str], floors: set[str]) -> System:

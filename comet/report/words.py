@@ -73,6 +73,23 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
 
 
+def overlapping(languages: Mapping[str, Any], measure: str) -> list[str]:
+    """How many texts of each language a model has read before, where it has, and the score of the others.
+
+    Args:
+        languages: as in scores-SPLIT.json.
+        measure: the main one.
+    """
+    found = []
+    for language, one in languages.items():
+        overlap = one.get("overlap") or {}
+        if overlap.get("any"):
+            rest = overlap.get("without")
+            score = "no other" if rest is None else f"{100 * rest[measure]['mean']:.1f} without"
+            found.append(f"{language} {overlap['any']:,} of {one['examples']:,} ({score})")
+    return found
+
+
 def between(start: str | None, end: str | None) -> float | None:
     """Seconds between two times as run.json has them."""
     if not start or not end:

@@ -134,6 +134,22 @@ def test_the_scores_of_a_task(tuned):
         assert "counts by its beginning alone" in found.text
 
 
+def test_a_card_says_how_much_of_a_split_the_model_has_seen(tuned, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tuned, run)
+    for split in ("dev", "test"):
+        scores = json.loads((run / f"scores-{split}.json").read_text())
+        hau = scores["languages"]["hau"]
+        hau["overlap"] = {"train": 7, "any": 7, "without": {"weighted_f1": {"mean": 0.4321}}}
+        (run / f"scores-{split}.json").write_text(json.dumps(scores))
+    model = run / "seed-0/model"
+    (model / "README.md").unlink()
+    main([str(model)])
+    for others, count in (("train or dev", 60), ("train", 50)):
+        said = f"Some of these texts stand in {others} too, so that the model has seen them: "
+        assert f"{said}hau 7 of {count} (43.2 without)." in words(model)
+
+
 def test_the_floor_has_a_card_too(tuned):
     found = read(tuned / "tfidf/seed-0/hau/model")
     assert found.data.library_name == "comet"

@@ -193,6 +193,17 @@ def test_dev_scores_have_no_published_figures_beside_them(tmp_path):
     assert "are not set beside dev" in text
 
 
+def test_texts_that_a_system_has_seen_are_told(tmp_path):
+    folder = tuned(tmp_path / "run", "run", 0.7)
+    content = json.loads((folder / "scores-test.json").read_text())
+    for name, rest in (("hau", {"weighted_f1": {"mean": 0.4321}}), ("swa", None)):
+        content["languages"][name]["overlap"] = {"train": 7, "any": 9, "without": rest}
+    (folder / "scores-test.json").write_text(json.dumps(content))
+    text = Page(report(folder, output=tmp_path / "r.html")).text
+    said = "run: some of its test texts stand in train or dev too: "
+    assert f"{said}hau 9 of 90 (43.2 without) and swa 9 of 90 (no other)." in text
+
+
 def test_published_figures_are_consistent():
     for task in read_published().values():
         assert task["link"].startswith("https://")

@@ -151,6 +151,35 @@ def test_languages_that_were_not_trained_have_a_mean_of_their_own():
     assert (alone["mean"], alone["retention"]) == (None, None)
 
 
+def test_scores_come_with_and_without_texts_of_other_splits():
+    found = runs(0.7)
+    overlap = {
+        "hau": {"train": range(2, 102), "dev": range(92, 122)},
+        "yor": {"train": [], "dev": []},
+    }
+    result = summarised(found, overlap=overlap)
+    hau, yor = (result["languages"][name] for name in ("hau", "yor"))
+    assert {name: hau["overlap"][name] for name in ("train", "dev", "any")} == {
+        "train": 100, "dev": 30, "any": 120,
+    }  # fmt: skip
+    rest = {seed: [one for one in its if one.row >= 122] for seed, its in found.items()}
+    expected = summarised(rest, trained_on=["hau"])["languages"]["hau"]
+    assert hau["overlap"]["without"] == {
+        name: expected[name] for name in ("weighted_f1", "macro_f1", "accuracy")
+    }
+    assert hau["weighted_f1"] == summarised(found)["languages"]["hau"]["weighted_f1"]
+    assert yor["overlap"]["any"] == 0
+    assert yor["overlap"]["without"]["accuracy"] == yor["accuracy"]
+    without = result["mean_without_overlap"]["accuracy"]["mean"]
+    assert without == pytest.approx((expected["accuracy"]["mean"] + yor["accuracy"]["mean"]) / 2)
+    whole = summarised(found, overlap={**overlap, "hau": {"train": range(2, 202)}})
+    assert whole["languages"]["hau"]["overlap"]["without"] is None
+    assert whole["mean_without_overlap"] is None
+    unknown = summarised(found)
+    assert unknown["mean_without_overlap"] is None
+    assert unknown["languages"]["hau"]["overlap"] is None
+
+
 def test_a_summary_of_entities():
     pytest.importorskip("nervaluate")
     predictions = [PredictedExample("hau", row, (1, 2, 0), (1, row % 3, 0)) for row in range(60)]
