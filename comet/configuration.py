@@ -8,12 +8,12 @@ the dataclass. Nothing unknown is accepted.
 import argparse
 import contextlib
 import dataclasses
-import difflib
 import itertools
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -22,9 +22,13 @@ import transformers
 import yaml
 
 from comet.processes import FailedElsewhereError
+from comet.spellings import SAME, SWITCHES, VALUES, advice, meant, suggestion
+from comet.streams import prepare_output
 
 Recipe = TypeVar("Recipe")
 RECIPES = Path(__file__).parent / "recipes"
+COMMAND = "command"  # the key of a recipe file that says which command it is for
+_EXACT = 2**53  # whole numbers up to this one are exact as float
 
 
 def option(default: Any, help: str) -> Any:
@@ -49,6 +53,7 @@ def require_positive(part: str, values: dict[str, float]) -> None:
 
 def run_command(main: Callable[[Sequence[str]], None], program: str) -> NoReturn:
     """Run a command line; what its user can mend ends with one line and exit code 2, without a traceback."""
+    prepare_output()
     transformers.utils.logging.disable_progress_bar()  # ours is the only one
     try:
         main(sys.argv[1:])
@@ -66,7 +71,7 @@ def run_command(main: Callable[[Sequence[str]], None], program: str) -> NoReturn
         print(f"{program}: error: {advice} ({_one_line(str(error))})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
-        print(f"{program}: {error or 'interrupted'}", file=sys.stderr)
+        print(f"{program}: {str(error) or 'interrupted'}", file=sys.stderr)
         sys.exit(getattr(error, "code", 130))
     except FailedElsewhereError:
         sys.exit(2)
@@ -137,25 +142,70 @@ def read_recipe(recipe_class: type, name_or_file: str) -> dict[str, dict[str, An
     if path.suffix not in (".yaml", ".yml"):
         path = RECIPES / f"{name_or_file}.yaml"
         if not path.is_file():
-            known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+            known = shipped(recipe_class)
+            there = (
+                f"there {'are' if len(known) > 1 else 'is'} {', '.join(known)}, or "
+                if known
+                else ""
+            )
             raise ValueError(
                 f"--recipe: no recipe is called {name_or_file!r}{suggestion(name_or_file, known)}; "
-                f"there are {', '.join(known)}, or give a .yaml file"
+                f"{there}give a .yaml file"
             )
+    content = _yaml(path)
+    parts = get_type_hints(recipe_class)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected parts ({', '.join(parts)}), got {content!r}")
+    own = _command_of(recipe_class)
+    command = content.get(COMMAND, own)
+    if command != own:
+        raise ValueError(
+            f"--recipe: {name_or_file} is a recipe of python -m comet.{command}, not of comet.{own}"
+        )
+    content = {name: part for name, part in content.items() if name != COMMAND}
+    _refuse_fields(content, parts, str(path))
+    refuse_unknown(content, list(parts), str(path), "part")
+    return {
+        name: checked_fields(parts[name], name, part, str(path)) for name, part in content.items()
+    }
+
+
+def shipped(recipe_class: type) -> list[str]:
+    """The recipes that Comet has for a command, by name."""
+    own = _command_of(recipe_class)
+    files = sorted(RECIPES.glob("*.yaml"))
+    return [file.stem for file in files if _yaml(file).get(COMMAND) == own]
+
+
+def _yaml(path: Path) -> Any:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"--recipe: cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--recipe: {path} is not YAML: {_one_line(str(error))}") from error
-    parts = get_type_hints(recipe_class)
-    content = {} if content is None else content
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: expected parts ({', '.join(parts)}), got {content!r}")
-    refuse_unknown(content, list(parts), str(path), "part")
-    return {
-        name: checked_fields(parts[name], name, part, str(path)) for name, part in content.items()
-    }
+    return {} if content is None else content
+
+
+def _command_of(recipe_class: type) -> str:
+    """The command that reads recipes of a class: `distill` those of `DistillRecipe`."""
+    return recipe_class.__name__.removesuffix("Recipe").lower()
+
+
+def _refuse_fields(content: Mapping[Any, Any], parts: Mapping[str, type], source: str) -> None:
+    """Say of a field that was written as if it were a part in which part it is."""
+    for key in content:
+        names = {str(key), SAME.get(str(key), "")}
+        places = [
+            f"{part}.{field}"
+            for part, kind in parts.items()
+            for field in names & get_type_hints(kind).keys()
+        ]
+        if key not in parts and places:
+            raise ValueError(
+                f"{source}: unknown part {key!r} (did you mean {' or '.join(places)}?); "
+                f"fields are written under their part: {places[0].replace('.', ': {')}: …}}"
+            )
 
 
 def build(recipe_class: type[Recipe], content: Mapping[str, Mapping[str, Any]]) -> Recipe:
@@ -215,17 +265,23 @@ def refuse_unknown(
             )
 
 
-def suggestion(word: str, known: Sequence[str]) -> str:
-    """` (did you mean …?)` where something known is spelt nearly so, else nothing."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+def refuse_empty(text: str, where: str) -> None:
+    """Refuse text that holds nothing, such as that of a shell variable that is not set.
+
+    Raises:
+        ValueError: it is empty or blank.
+    """
+    if not text.strip():
+        raise ValueError(f"{where}: got {text!r}, expected text that is not empty; or leave it out")
 
 
 def _checked(kind: Any, value: Any, where: str) -> Any:
     """The value if it is of the annotated kind, whole numbers passing as float; a `ValueError` otherwise."""
+    if isinstance(value, str):
+        refuse_empty(value, where)
     for one in _options(kind):
-        if get_origin(one) is Literal and value in get_args(one):
-            return value
+        if get_origin(one) is Literal and _named(value, get_args(one)) in get_args(one):
+            return _named(value, get_args(one))
         if get_origin(one) is list and isinstance(value, list):
             return [_checked(get_args(one)[0], item, where) for item in value]
         if one is NoneType and value is None:
@@ -234,14 +290,44 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
             return float(value)
         if one is float and isinstance(value, str) and _is_scientific(value):
             return float(value)  # YAML 1.1 takes 5e-4 for text
-        if one in (int, str, bool) and type(value) is one:
+        if one in (str, bool) and type(value) is one:
             return value
+        if one is int and (whole := _whole(value)) is not None:
+            return whole
     raise ValueError(f"{where}: got {value!r}, expected {_kind_in_words(kind)}")
 
 
 def _options(kind: Any) -> tuple[Any, ...]:
     """The kinds of a union, or the one kind."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _named(value: Any, known: Sequence[Any]) -> Any:
+    """The value, or what Comet calls it where another name is usual: `bf16` is bfloat16."""
+    return VALUES[value] if value in VALUES and VALUES[value] in known else value
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, also one that is written as 1e3; None for anything else."""
+    if isinstance(value, str) and _is_scientific(value):
+        value = float(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
+        value = int(value)
+    return value if type(value) is int else None
+
+
+def whole_number(text: str) -> int:
+    """A whole number of the command line, also as 1e3.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    with contextlib.suppress(ValueError):
+        return int(text)
+    found = _whole(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number")
+    return found
 
 
 def _is_scientific(text: str) -> bool:
@@ -260,11 +346,60 @@ def _kind_in_words(kind: Any) -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Says what is wrong with arguments as `run_command` prints it: in one line."""
+    """Takes options as `comet.spellings` explains, and says what is wrong with them in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("type", int, whole_number)
+        self._given: list[str] = []
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse what is known, options by the names they have here; the rest is returned.
+
+        Raises:
+            ValueError: an argument is wrong or empty.
+        """
+        self._given = list(self._spelt(sys.argv[1:] if args is None else args))
+        return super().parse_known_args(self._given, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise what was wrong as `ValueError`."""
+        if re.match("unrecognized arguments|the following arguments are required", message):
+            flags = (one.partition("=")[0] for one in self._given if one.startswith("--"))
+            unknown = (flag for flag in flags if flag not in self._option_string_actions)
+            flag = next(unknown, None)
+            near = advice(flag, self._option_string_actions) if flag else ""
+            message += f"; {flag} is unknown{near}" if flag and flag not in message else near
         raise ValueError(f"{message}; --help lists what can be given")
+
+    def _spelt(self, args: Sequence[str]) -> Iterator[str]:
+        """Arguments as this parser knows them, none of them empty."""
+        flag = "the command line"
+        rest = iter(args)
+        for argument in rest:
+            name, equals, value = argument.partition("=")
+            if not name.startswith("--") or name == "--":
+                refuse_empty(argument, flag)
+                yield argument
+                continue
+            flag = name
+            if equals:
+                refuse_empty(value, flag)
+            known = meant(name, self._option_string_actions)
+            switch = name.lstrip("-")
+            if switch in SWITCHES and len(known) == 1 and not equals:
+                yield from (known[0], switch)
+            else:
+                yield f"{known[0]}{equals}{value}" if len(known) == 1 else argument
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = list(map(str, action.choices))
+            near = suggestion(str(value), known)
+            message = f"got {value!r}{near}, expected one of {', '.join(known)}"
+            raise argparse.ArgumentError(action, message)
 
 
 def _parser(
@@ -276,14 +411,17 @@ def _parser(
     parser = CommandParser(
         prog=program,
         description=description,
+        epilog="Options are also known with hyphens for underscores, without their part where no other part has such a "
+        "field (--temperature), and by the names of Hugging Face's Trainer that mean the same (--max_steps, --bf16).",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
+    named = shipped(recipe_class)
     parser.add_argument(
         "--recipe",
         default=None,
         metavar="NAME|FILE",
-        help=f"a YAML file, or one of {', '.join(sorted(file.stem for file in RECIPES.glob('*.yaml')))}",
+        help=" or ".join(["a YAML file", *([f"one of {', '.join(named)}"] if named else [])]),
     )
     parser.add_argument(
         "--resume", action="store_true", default=False, help="go on from the last checkpoint"
@@ -322,24 +460,20 @@ def _argument(kind: Any) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(one) is list:
         item = get_args(one)[0]
-        kind_of_item = int if item is int else str
-        return {"nargs": "+", "type": _items_of(kind_of_item), "metavar": _kind_in_short(item)}
+        return {"nargs": "+", "type": items_of(item), "metavar": _kind_in_short(item)}
     if get_origin(one) is Literal:
-        return {"choices": get_args(one)}
+        return {"type": partial(_named, known=get_args(one)), "choices": get_args(one)}
     return {"type": one, "metavar": _kind_in_short(one)}
 
 
-def _items_of(kind: type) -> Callable[[str], list[Any]]:
+def items_of(kind: Any) -> Callable[[str], list[Any]]:
     """From the command line's text to the items of a list; commas part them too, but for those in a file's name."""
 
     def read(text: str) -> list[Any]:
-        parts = [text] if Path(text).exists() else [part for part in text.split(",") if part]
-        try:
-            return [kind(part) for part in parts]
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(
-                f"got {text!r}, expected {_kind_in_words(kind)}, or several"
-            ) from error
+        parts = [text] if Path(text).exists() else [part.strip() for part in text.split(",")]
+        if not all(parts):
+            raise argparse.ArgumentTypeError(f"got {text!r}, which has an empty item")
+        return [whole_number(part) if kind is int else part for part in parts]
 
     return read
 
@@ -352,8 +486,8 @@ def _reader(options: Sequence[Any]) -> Callable[[str], Any]:
             if get_origin(one) is Literal and text in get_args(one):
                 return text
             if one in (int, float):
-                with contextlib.suppress(ValueError):
-                    return one(text)
+                with contextlib.suppress(ValueError, argparse.ArgumentTypeError):
+                    return whole_number(text) if one is int else float(text)
         words = " or ".join(_kind_in_words(one) for one in options)
         raise argparse.ArgumentTypeError(f"got {text!r}, expected {words}")
 

@@ -3,10 +3,11 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from comet.configuration import CommandParser, run_command
+from comet.configuration import CommandParser, items_of, run_command
 from comet.evaluation import evaluate_system, score_table
 from comet.finetune import finetune
 from comet.finetune_recipe import TFIDF, FinetuneRecipe, TunedModelRecipe
@@ -117,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
         models=given.model,
         task=task,
         split=given.split,
-        unseen=_codes(given.unseen),
+        unseen=list(chain.from_iterable(given.unseen)),
         teacher=given.teacher,
         floor=given.floor,
         output=given.output,
@@ -136,17 +137,13 @@ def _task(given: argparse.Namespace) -> TaskRecipe | None:
         for name, value in (
             ("task", given.task),
             ("data", given.data),
-            ("languages", _codes(given.languages) or None),
+            ("languages", list(chain.from_iterable(given.languages)) or None),
         )
         if value is not None
     }
     if given.run is not None:
         return replace(recipe_of(given.run).task, **flags) if flags else None
     return TaskRecipe(**flags)
-
-
-def _codes(values: Sequence[str]) -> list[str]:
-    return [code for value in values for code in value.split(",") if code]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -164,11 +161,19 @@ def _parser() -> argparse.ArgumentParser:
         "--data", help="folder, file or hub:OWNER/NAME[:CONFIG]; the run's own if not given"
     )
     parser.add_argument(
-        "--languages", nargs="+", default=[], help="codes; those that were trained on if not given"
+        "--languages",
+        nargs="+",
+        type=items_of(str),
+        default=[],
+        help="codes; those that were trained on if not given",
     )
     parser.add_argument("--split", choices=("dev", "test"), default="test", help="default: test")
     parser.add_argument(
-        "--unseen", nargs="+", default=[], help="codes of languages that were not trained on"
+        "--unseen",
+        nargs="+",
+        type=items_of(str),
+        default=[],
+        help="codes of languages that were not trained on",
     )
     parser.add_argument("--teacher", type=Path, help="fine-tuning run to measure retention against")
     parser.add_argument(

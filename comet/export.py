@@ -14,13 +14,14 @@ import copy
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from comet.card import carry
-from comet.configuration import CommandParser, run_command
+from comet.configuration import CommandParser, items_of, run_command
 from comet.durable import folder_aside, require_new_folder, write_json
 from comet.environment import versions
 from comet.exports.parity import SAME, Examples, Parity, labelled, shapes, unlabelled
@@ -343,7 +344,7 @@ def main(argv: Sequence[str]) -> None:
         language=given.language,
         data=given.data,
         split=given.split,
-        languages=[one for part in given.languages for one in part.split(",") if one] or None,
+        languages=list(chain.from_iterable(given.languages)) or None,
         text=given.text,
     )
     say(description(report))
@@ -390,6 +391,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--languages",
         nargs="+",
+        type=items_of(str),
         default=[],
         help="codes, of --data; those that were trained on if not given",
     )

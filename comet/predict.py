@@ -3,22 +3,23 @@
     python -m comet.predict --model runs/sentiment < texts > labels.jsonl
     python -m comet.predict --model runs/sentiment --format tsv < texts | cut -f 1 | sort | uniq -c
 
-Input is UTF-8. Every line of it is answered in order, also one that holds no text: with null. A tagging model gives
-entities with the places of their first character and the one after the last; in .tsv a line for each entity, behind the
-number of its text.
+Input and output are UTF-8, whatever the terminal's encoding is. Every line of input is answered in order, also one that
+holds no text: with null. A tagging model gives entities with the places of their first character and the one after the
+last; in .tsv a line for each entity, behind the number of its text.
 """
 
 import argparse
+import io
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from comet.classifier import Classifier, Entity, Prediction
-from comet.configuration import CommandParser, run_command
+from comet.configuration import CommandParser, run_command, whole_number
 from comet.corpus.encodings import conversion, mark_error
+from comet.streams import READER_LEFT, has_reader
 
 PROGRAM = "comet.predict"
 _CHUNK = 1024  # lines that are sorted by length together
@@ -87,22 +88,21 @@ def main(argv: Sequence[str]) -> None:
     if classifier.choice:
         print(f"{PROGRAM}: {classifier.choice}", file=sys.stderr)
     write = _as_json if options.format == "jsonl" else _as_tsv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
     without = total = 0
-    try:
-        given = _input()
-        if given.seekable():  # a file: it is refused before anything is written
-            begin = given.tell()
-            for _ in decoded(given):
-                pass
-            given.seek(begin)
-        for total, (text, answer) in enumerate(answers(classifier, given), start=1):
-            without += answer is None
-            for line in write(total, text, answer, classifier.kind):
-                sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
+    given = _input()
+    if given.seekable():  # a file: it is refused before anything is written
+        begin = given.tell()
+        for _ in decoded(given):
+            pass
+        given.seek(begin)
+    for total, (text, answer) in enumerate(answers(classifier, given), start=1):
+        without += answer is None
+        for line in write(total, text, answer, classifier.kind):
+            sys.stdout.write(line + "\n")
+        if not has_reader():  # whoever read has enough
+            raise SystemExit(READER_LEFT)
     if without:
         print(f"{PROGRAM}: {without} of {total} lines hold no text", file=sys.stderr)
 
@@ -136,7 +136,7 @@ def _flat(text: str) -> str:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = whole_number(text)
     if number < 1:
         raise ValueError
     return number

@@ -15,6 +15,7 @@ Trim a teacher before it is distilled: the student then shares its small vocabul
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from comet.card import carry
-from comet.configuration import CommandParser, run_command
+from comet.configuration import CommandParser, items_of, run_command
 from comet.corpus import Corpus, open_corpus
 from comet.coverage import Coverage
 from comet.coverage import coverage as coverage_of
@@ -290,7 +291,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--corpus", required=True, nargs="+", metavar="TEXT", help="as comet.distill"
     )
-    parser.add_argument("--languages", metavar="A,B", help="only these of the corpus")
+    parser.add_argument(
+        "--languages",
+        nargs="+",
+        type=items_of(str),
+        default=[],
+        metavar="CODE",
+        help="only these of the corpus",
+    )
     parser.add_argument("--size", type=int, metavar="N", help="entries to keep")
     parser.add_argument(
         "--coverage", type=float, metavar="C", help="or the share of its pieces each language keeps"
@@ -306,7 +314,7 @@ def main(argv: Sequence[str]) -> None:
     given = parser.parse_args(list(argv))
     corpus = open_corpus(
         given.corpus,
-        languages=given.languages.split(",") if given.languages else None,
+        languages=list(chain.from_iterable(given.languages)) or None,
         temperature=1.0,
         seed=0,
         held_out_per_language=64,

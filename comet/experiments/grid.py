@@ -11,7 +11,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from comet.configuration import checked_fields, read_recipe, refuse_unknown, suggestion
+from comet.configuration import checked_fields, read_recipe, refuse_unknown
 from comet.experiments.written import (
     RECIPES,
     Content,
@@ -24,6 +24,7 @@ from comet.experiments.written import (
     written_grid,
 )
 from comet.names import path_component
+from comet.spellings import suggestion
 
 PUBLISHED = Path(__file__).parent.parent / "report" / "published.yaml"
 MODELS = ("distilled", "mlm", "random", "teacher", "tfidf")

@@ -7,9 +7,10 @@ from typing import Any
 
 import yaml
 
-from comet.configuration import refuse_unknown, suggestion
+from comet.configuration import refuse_empty, refuse_unknown
 from comet.finetune_recipe import FinetuneRecipe
 from comet.recipe import AdaptRecipe, DistillRecipe
+from comet.spellings import suggestion
 
 GRIDS = Path(__file__).parent.parent / "grids"
 RECIPES: dict[str, type] = {
@@ -38,6 +39,22 @@ def nested(settings: Mapping[str, Any]) -> Content:
         part, field = key.split(".", 1)
         found.setdefault(part, {})[field] = value
     return found
+
+
+def require_text(content: Any, where: str) -> None:
+    """Refuse empty text anywhere in a grid.
+
+    Raises:
+        ValueError: there is some; the message says under which key.
+    """
+    if isinstance(content, str):
+        refuse_empty(content, where)
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            require_text(value, f"{where}: {key}")
+    elif isinstance(content, list):
+        for value in content:
+            require_text(value, where)
 
 
 def flat(content: Any, where: str) -> dict[str, Any]:
@@ -92,6 +109,7 @@ def written_grid(name_or_file: str, seen: tuple[Path, ...] = ()) -> dict[str, An
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: got {content!r}, expected keys ({', '.join(KEYS)})")
     refuse_unknown({str(key).partition(".")[0]: None for key in content}, KEYS, str(path), "key")
+    require_text(content, str(path))
     found: dict[str, Any] = {}
     for key, value in content.items():
         stage, _, rest = str(key).partition(".")
@@ -117,6 +135,7 @@ def put(written: dict[str, Any], key: str, value: Any) -> None:
     """Set a key of the command line: `seeds`, `evaluate.split` or `distill.objective.alpha`."""
     first, _, rest = key.partition(".")
     refuse_unknown({first: value}, KEYS, f"--set {key}", "key")
+    require_text(value, f"--set {key}")
     if not rest:
         written[first] = value
     elif first in (*RECIPES, "cache", "evaluate"):

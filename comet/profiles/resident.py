@@ -19,6 +19,7 @@ import transformers
 from comet.environment import STATUS, peak_resident_bytes, resident_bytes
 from comet.profiles.models import Model, find
 from comet.profiles.running import open_model, sample
+from comet.streams import prepare_output
 
 _PATIENCE = 900  # seconds
 _KILLED = (-9, 137)
@@ -107,6 +108,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    prepare_output()
     transformers.utils.logging.disable_progress_bar()
     try:
         main(sys.argv[1:])

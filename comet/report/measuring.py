@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from comet.environment import peak_resident_bytes
+from comet.streams import prepare_output
 
 TOKENS = 32
 _WARM_UP, _ROUNDS, _PATIENCE = 5, 30, 300
@@ -123,6 +124,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    prepare_output()
     try:
         main(sys.argv[1:])
     except (ValueError, OSError, RuntimeError, ImportError) as error:

@@ -277,7 +277,7 @@ def test_precision_of_the_teacher_follows_the_recipe(
         (["--batches", "-1"], "--batches: got -1, expected 1 or more"),
         (["--keep", "logits", "--top-k", "301"], "--top-k: got 301, but .* 300 entries"),
         (["--teacher-cache", "x"], "--teacher-cache: a cache is made from a teacher"),
-        (["--keep", "everything"], "--keep: invalid choice: 'everything'"),
+        (["--keep", "everything"], "--keep: got 'everything', expected one of hidden, logits"),
         (["--objective.attention_loss", "relation"], "attention_loss: got relation"),
         (
             [

@@ -117,7 +117,7 @@ def test_a_wrong_file_is_refused_with_the_remedy(tmp_path, content, said):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--objective.temprature", "1"], "unrecognized arguments"),
+        (["--objective.temprature", "1"], "did you mean --objective.temperature"),
         (["--recipe", "papper"], "did you mean 'paper'"),
         (["--recipe", "nowhere.yaml"], "cannot read nowhere.yaml"),
         ([*COMPLETE, "--objective.alpha", "2"], "objective.alpha: got 2.0"),
@@ -130,7 +130,7 @@ def test_a_wrong_file_is_refused_with_the_remedy(tmp_path, content, said):
         ),
         (["--teacher", "t"], "corpus.paths: got nothing"),
         (["--corpus", "c"], "teacher.model: got none"),
-        ([*COMPLETE, "--steps", "many"], "invalid int value"),
+        ([*COMPLETE, "--steps", "many"], "got 'many', expected a whole number"),
         (
             [*COMPLETE, "--teacher.attention_layer", "first"],
             "teacher.attention_layer: got 'first', expected a whole number or one of last, upper-middle",
