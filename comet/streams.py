@@ -4,7 +4,7 @@ import errno
 import io
 import os
 import sys
-from typing import TextIO
+from typing import Any
 
 READER_LEFT = 141  # the exit code of what SIGPIPE ends: 128 + 13
 
@@ -29,8 +29,10 @@ class _Lasting(io.FileIO):
 
 def prepare_output() -> None:
     """Let standard output and error take every character, in escapes where the encoding has none, and lose readers."""
-    sys.stdout = _outlasting(sys.stdout, sys.__stdout__)
-    sys.stderr = _outlasting(sys.stderr, sys.__stderr__)
+    if sys.stdout is sys.__stdout__:  # else somebody replaced it, as a test does
+        sys.stdout = outlasting(sys.stdout)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = outlasting(sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -42,9 +44,9 @@ def has_reader() -> bool:
     return bool(getattr(getattr(buffer, "raw", buffer), "has_reader", True))
 
 
-def _outlasting(stream: TextIO, original: TextIO | None) -> TextIO:
-    """The same stream on a `_Lasting` file; one that was replaced already, as by a test, stays."""
-    if stream is not original or not isinstance(stream, io.TextIOWrapper):
+def outlasting(stream: Any) -> Any:
+    """The same stream, but once its reader leaves it takes everything without an error."""
+    if not isinstance(stream, io.TextIOWrapper):  # there is none, as where it was closed
         return stream
     stream.flush()
     raw = _Lasting(stream.fileno(), "w", closefd=False)

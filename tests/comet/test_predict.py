@@ -8,6 +8,7 @@ from tuned_models import SENTIMENT, save_tiny
 
 from comet import predict
 from comet.classifier import Classifier
+from comet.streams import outlasting
 from comet.toy import toy_sentences
 
 TEXTS = toy_sentences("hau", 30)
@@ -130,7 +131,9 @@ def test_a_wrong_option_ends_with_one_line(run, folder):
 def test_the_command_stops_quietly_when_nobody_reads_on(folder, monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)
-    with open(writer, "w") as closed:
-        monkeypatch.setattr(sys, "stdout", closed)
-        monkeypatch.setattr(predict, "_input", lambda: io.BytesIO(lines_of(TEXTS)))
-        predict.main(["--model", str(folder / "seed-0")])
+    monkeypatch.setattr(predict, "_input", lambda: io.BytesIO(lines_of(TEXTS)))
+    with open(writer, "w", buffering=1) as closed:
+        monkeypatch.setattr(sys, "stdout", outlasting(closed))
+        with pytest.raises(SystemExit) as ended:
+            predict.main(["--model", str(folder / "seed-0")])
+    assert ended.value.code == 141
