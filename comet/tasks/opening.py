@@ -3,12 +3,13 @@
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from comet.corpus.documents import composed, language_code
 from comet.names import path_component
-from comet.tasks.entities import OUTSIDE, is_bio
+from comet.tasks.entities import OUTSIDE, as_bio, is_bio, scheme_of
 from comet.tasks.files import find_files
 from comet.tasks.hub import HUB, hub_rows, is_on_hub
 from comet.tasks.recipe import TaskRecipe
@@ -22,6 +23,7 @@ _LABELS = {
     ),
 }  # fmt: skip
 _MOST_LABELS = 200
+_MANY = 1000  # texts or words, among which a label that one row alone has is an error
 
 _logger = logging.getLogger(__name__)
 
@@ -54,11 +56,18 @@ def open_task(
     if names is None:
         # whatever languages are read now, a label keeps its number
         every = _codes(recipe.languages) or (wanted if is_on_hub(recipe) else None)
-        names = _labels_of(_rows(recipe, "train", every, LeftOut(strict=False)), recipe)
+        known = list(_rows(recipe, "train", every, LeftOut(strict=False)))
+        names = _labels_of(_in_bio(known)[0] if recipe.is_token else known, recipe)
     kind: Kind = "token" if recipe.is_token else "sequence"
     task = Task(_name(recipe), kind, tuple(map(composed, names)))
     left_out = LeftOut(recipe.strict)
-    splits = _examples(_rows(recipe, split, wanted, left_out), task, wanted, left_out)
+    rows = list(_rows(recipe, split, wanted, left_out))
+    if recipe.is_token:
+        rows, schemes = _in_bio(rows)
+        for scheme, files in schemes.items():
+            more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+            _logger.warning("task: the tags of %s%s are %s, read as BIO", files[0], more, scheme)
+    splits = _examples(rows, task, wanted, left_out)
     missing = [
         language for language in wanted or splits or ["any language"] if not splits.get(language)
     ]
@@ -104,6 +113,25 @@ def _rows(
                 yield language, str(file.path), row
 
 
+def _in_bio(
+    rows: Sequence[tuple[str, str, Row]],
+) -> tuple[list[tuple[str, str, Row]], dict[str, list[str]]]:
+    """Rows with their tags in BIO, and which files have another scheme: scheme → files."""
+    tags: dict[str, list[Sequence[str]]] = {}
+    for _, file, row in rows:
+        tags.setdefault(file, []).append(row.label)
+    scheme = {file: scheme_of(its) for file, its in tags.items()}
+    others: dict[str, list[str]] = {}
+    for file, name in scheme.items():
+        if name != "BIO":
+            others.setdefault(name, []).append(file)
+    found = [
+        (language, file, row._replace(label=as_bio(row.label, scheme[file])))
+        for language, file, row in rows
+    ]
+    return found, others
+
+
 def _examples(
     rows: Iterable[tuple[str, str, Row]],
     task: Task,
@@ -128,16 +156,26 @@ def _examples(
 def _labels_of(rows: Iterable[tuple[str, str, Row]], recipe: TaskRecipe) -> list[str]:
     """The labels that rows have, numbers by value and others by name; of tags those of the BIO scheme, O first."""
     found: set[str] = set()
+    having: Counter[str] = Counter()  # rows that have a label, or an entity of a type
+    total = 0
     for _, file, row in rows:
-        if isinstance(row.label, str):
-            found.add(row.label)
-        else:
-            found.update(filter(is_bio, row.label))
+        names = {row.label} if isinstance(row.label, str) else set(filter(is_bio, row.label))
+        found |= names
+        having.update({_type(name, recipe) for name in names})
+        total += 1 if isinstance(row.label, str) else len(row.label)
         if len(found) > _MOST_LABELS:
             raise ValueError(
                 f"task.label_column: {file} has more than {_MOST_LABELS} different labels; name another column, "
                 "or the labels with --task.labels"
             )
+    odd = [name for name in sorted(found) if total >= _MANY and having[_type(name, recipe)] == 1]
+    if odd:
+        _logger.warning(
+            "task: %s in one row of the train split alone and %s; name all labels with --task.labels if it is meant",
+            f"the label {odd[0]!r} is" if len(odd) == 1 else f"the labels {', '.join(map(repr, odd))} are each",
+            "is left out" if len(odd) == 1 else "are left out",
+        )  # fmt: skip
+        found -= set(odd)
     if len(found) < 2:
         kind = "BIO tags (O, B-PER, I-PER)" if recipe.is_token else "labels"
         raise ValueError(
@@ -153,6 +191,11 @@ def _labels_of(rows: Iterable[tuple[str, str, Row]], recipe: TaskRecipe) -> list
         )
 
     return sorted(found, key=order)
+
+
+def _type(label: str, recipe: TaskRecipe) -> str:
+    """The type of entity that a tag names; else the label."""
+    return label[2:] if recipe.is_token and label != OUTSIDE else label
 
 
 def _fingerprint(task: Task, splits: Mapping[str, Sequence[Example]]) -> str:

@@ -8,6 +8,7 @@ import csv
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ _TEXTS = ("tweet", "text")
 _WORDS = ("tokens", "words")
 _LABELS = ("label",)
 _BLANK = re.compile(r"[ \t]+")  # a word may hold any other space of Unicode
+_TAG = re.compile(r"O|[A-Z]-\S+")  # of any scheme
 _TAGS = ("ner_tags", "tags", "labels")
 
 
@@ -296,23 +298,69 @@ def _usable(
 
 
 def _conll(path: Path, left_out: LeftOut) -> Iterator[Row]:
-    """Sentences between blank lines; a line holds a word, its tag, and maybe other columns between the two."""
+    """Sentences between blank lines; a line holds a word, its tag, and maybe other columns before and between.
+
+    Lines of comment (`# id 7`) and `-DOCSTART-` are no words. A first column that numbers the words is passed over.
+    """
+    lines = [
+        (number, None if line is None else _blank_separated(line))
+        for number, line in _lines(path, left_out)
+    ]
+    widths = Counter(len(fields) for _, fields in lines if fields and fields[0] != "#")
+    width = widths.most_common(1)[0][0] if widths else 0
+    sentences: list[tuple[int, list[list[str]]]] = []
     start = 0
-    words: list[str] = []
-    tags: list[str] = []
+    words: list[list[str]] = []
     is_whole = True
-    for number, line in itertools.chain(_lines(path, left_out), [(0, "")]):
-        fields = None if line is None else [one for one in _BLANK.split(line) if one]
-        if fields and fields[0] != "-DOCSTART-" and len(fields) > 1:
-            start = start or number
-            words.append(fields[0])
-            tags.append(composed(fields[-1]))
-        elif fields is None:
+    for number, fields in itertools.chain(lines, [(0, [])]):
+        if fields is None:
             is_whole = False
+        elif not fields or fields[0] == "-DOCSTART-":
+            if words and is_whole:
+                sentences.append((start, words))
+            start, words, is_whole = 0, [], True
+        elif _is_comment(fields, width, is_first=not words):
+            continue
         elif len(fields) == 1:
             left_out.add(str(path), number, "a word without a tag; its sentence is left out")
             is_whole = False
         else:
-            if words and is_whole:
-                yield Row(start, tuple(words), tuple(tags))
-            start, words, tags, is_whole = 0, [], [], True
+            start = start or number
+            words.append(fields)
+    first = int(width > 2 and all(_is_numbered(its) for _, its in sentences))
+    for start, its in sentences:
+        yield Row(
+            start,
+            tuple(fields[first] for fields in its),
+            tuple(composed(fields[-1]) for fields in its),
+        )
+
+
+def _blank_separated(line: str) -> list[str]:
+    """The columns of a line, separated by tabs, or by spaces where there are none."""
+    fields = [field for field in (one.strip(" ") for one in line.split("\t")) if field]
+    if len(fields) > 1 and " " not in fields[-1]:
+        return fields
+    return [field for field in _BLANK.split(line) if field]
+
+
+def _is_comment(fields: Sequence[str], width: int, *, is_first: bool) -> bool:
+    """Whether a line is a comment and not a word that begins with the same sign, as `# O` and `#Kano B-LOC`.
+
+    Args:
+        fields: its columns.
+        width: how many the lines of words have.
+        is_first: no word of the sentence came before.
+    """
+    if not fields[0].startswith("#"):
+        return False
+    if len(fields) == width and _TAG.fullmatch(fields[-1]):
+        return False
+    if fields[0] == "#" and len(fields) > width:
+        return True
+    return is_first and (fields[0] == "#" or len(fields) > width or "=" in "".join(fields))
+
+
+def _is_numbered(words: Sequence[Sequence[str]]) -> bool:
+    """Whether the first column counts the words of a sentence."""
+    return all(len(fields) > 2 and fields[0] == str(place) for place, fields in enumerate(words, 1))

@@ -209,11 +209,101 @@ def test_sentences_keep_every_word_or_are_left_out_and_reported(tmp_path):
         (7, ("Kano", "\xa0"), (number["B-LOC"], number["O"])),
         (19, ("2020",), (number["I-DATE"],)),
     ]
-    assert reasons(data) == [
+    assert sorted(reasons(data)) == [
         (11, "a word without a tag; its sentence is left out"),
         (14, "unknown label 'B-XYZ'"),
         (16, "not valid UTF-8"),
     ]
+
+
+WORDS = ["Amina ta tafi Kano", "#Kano da Sani Abba", "# 1 = 1", "Sani Abba Sani"]
+BIO = ["B-PER O O B-LOC", "B-LOC O B-PER I-PER", "O O O O", "B-PER I-PER B-PER"]
+
+
+def conll(
+    line=lambda number, word, tag: f"{word} {tag}", tags=BIO, before=lambda number: [], end="\n"
+):
+    """Those sentences ten times, as a file."""
+    lines = []
+    for number, (words, its) in enumerate([*zip(WORDS, tags, strict=True)] * 10):
+        lines += before(number)
+        pairs = zip(words.split(), its.split(), strict=True)
+        lines += [line(place, word, tag) for place, (word, tag) in enumerate(pairs, 1)]
+        lines.append("")
+    return end.join(lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "scheme"),
+    [
+        (conll(), None),
+        (conll(lambda number, word, tag: f"{word}\t{tag}\t", end="\r\n"), None),
+        ("\ufeff-DOCSTART- -X- O O\n\n" + conll(lambda n, word, tag: f"{word} NN B-NP {tag}"), None),
+        (conll(lambda number, word, tag: f"{number}\t{word}\t_\t{tag}"), None),
+        (conll(before=lambda n: [f"# id {n} domain=x", "# text = Ina Kano O", "#", "#id=7"]), None),
+        (conll(lambda n, w, t: f"{w}\t_\t_\t{t}", before=lambda n: ["# id 3f3a\tdomain=en"]), None),
+        (conll(tags=["S-PER O O S-LOC", "S-LOC O B-PER E-PER", "O O O O", "B-PER E-PER S-PER"]), "IOBES"),
+        (conll(tags=["U-PER O O U-LOC", "U-LOC O B-PER L-PER", "O O O O", "B-PER L-PER U-PER"]), "BILOU"),
+        (conll(tags=["I-PER O O I-LOC", "I-LOC O I-PER I-PER", "O O O O", "I-PER I-PER B-PER"]), "IOB1"),
+    ],
+    ids=["plain", "tabs", "columns", "numbered", "comments", "wide comments", "IOBES", "BILOU", "IOB1"],
+)  # fmt: skip
+def test_tags_are_read_alike_in_every_layout_and_scheme(tmp_path, content, scheme, caplog):
+    (tmp_path / "train.conll").write_bytes(content.encode())
+    data = open_task(TaskRecipe("token", data=str(tmp_path)), "train", ["hau"])
+    assert data.task.labels == ("O", "B-LOC", "B-PER", "I-PER")
+    assert data.problems == ()
+    read = [
+        (" ".join(one.text), " ".join(data.task.labels[number] for number in one.label))
+        for one in data.examples
+    ]
+    assert read == [*zip(WORDS, BIO, strict=True)] * 10
+    said = (
+        []
+        if scheme is None
+        else [f"task: the tags of {tmp_path}/train.conll are {scheme}, read as BIO"]
+    )
+    assert [record.getMessage() for record in caplog.records] == said
+
+
+def test_a_word_that_begins_with_the_sign_of_a_comment_is_no_comment(tmp_path):
+    (tmp_path / "train.conll").write_text("#Kano\nne O\n\n" + conll() + "\nta O\n# O\n#Kano\n")
+    data = open_task(TaskRecipe("token", data=str(tmp_path)), "train", ["hau"])
+    assert len(data.examples) == 40
+    assert [reason for _, reason in reasons(data)] == [
+        "a word without a tag; its sentence is left out"
+    ] * 2
+
+
+def test_words_with_spaces_stay_whole_between_tabs(tmp_path):
+    (tmp_path / "train.conll").write_text("New York\tB-LOC\nda\tO\n\n" * 3)
+    data = open_task(TaskRecipe("token", data=str(tmp_path)), "train", ["hau"])
+    assert data.examples[0].text == ("New York", "da")
+
+
+def test_an_odd_label_among_a_thousand_is_left_out_and_not_a_class(tmp_path, caplog):
+    sentences = conll() * 10
+    odd = 'Sani I-org\n. O\n\nKano S-LOC\n. O\n\nquote "\n\n'
+    (tmp_path / "train.conll").write_text(sentences + "\n" + odd)
+    words = TaskRecipe("token", data=str(tmp_path))
+    data = open_task(words, "train", ["hau"])
+    assert data.task.labels == ("O", "B-LOC", "B-PER", "I-PER")
+    assert [reason for _, reason in reasons(data)] == [
+        "unknown label 'I-org'",
+        "unknown label 'S-LOC'",
+        "unknown label '\"'",
+    ]
+    assert "the label 'I-org' is in one row of the train split alone and is left out" in caplog.text
+    named = TaskRecipe("token", data=str(tmp_path), labels=["O", "B-org", "I-org"])
+    assert "I-org" in open_task(named, "train", ["hau"]).task.labels
+    rows = [f"text {number}\t{'ab'[number % 2]}" for number in range(1200)]
+    (tmp_path / "train.tsv").write_text("\n".join(["text\tlabel", *rows, "odd\tbb", ""]))
+    texts_alone = TaskRecipe("sequence", train=str(tmp_path / "train.tsv"))
+    data = open_task(texts_alone, "train")
+    assert data.task.labels == ("a", "b")
+    assert reasons(data) == [(1202, "unknown label 'bb'")]
+    (tmp_path / "train.tsv").write_text("text\tlabel\none\ta\ntwo\tb\nthree\tb\n")
+    assert open_task(texts_alone, "train").task.labels == ("a", "b")  # few may each be meant
 
 
 def test_tags_of_json_lines_and_of_the_train_split(tmp_path):
