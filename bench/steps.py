@@ -43,7 +43,7 @@ from comet.teachers import OnlineTeacher, Teacher
 from comet_kernels import reference
 
 VARIANTS = ("plain", "unfused", "fused", "cached", "cached-top")
-OBJECTIVE = ObjectiveRecipe(projection="kronecker")
+OBJECTIVE = ObjectiveRecipe(projection="kronecker", attention_reduction="mean")
 LEARNING_RATE = 5e-4
 
 Step = Callable[[], Tensor]
@@ -67,7 +67,11 @@ class Shapes:
     heads: int = 16
     intermediate_size: int = 4096
     top: int = 64
-    student: StudentRecipe = field(default_factory=StudentRecipe)
+    student: StudentRecipe = field(
+        default_factory=lambda: StudentRecipe(
+            layers=6, hidden_size=256, heads=8, intermediate_size=1024
+        )
+    )
 
     @property
     def teacher(self) -> PreTrainedConfig:

@@ -12,7 +12,7 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
@@ -21,7 +21,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 import transformers
 import yaml
 
-from comet.processes import FailedElsewhereError
+from comet.processes import FailedElsewhereError, say
 from comet.spellings import SAME, SWITCHES, VALUES, advice, meant, suggestion
 from comet.streams import prepare_output
 
@@ -31,9 +31,17 @@ COMMAND = "command"  # the key of a recipe file that says which command it is fo
 _EXACT = 2**53  # whole numbers up to this one are exact as float
 
 
-def option(default: Any, help: str) -> Any:
-    """A recipe field with its default and the sentence that `--help` shows."""
-    metadata = {"help": help}
+def option(default: Any, help: str, *, formerly: Any = None, below: str | None = None) -> Any:
+    """A recipe field.
+
+    Args:
+        default: its value where none is given.
+        help: the sentence that `--help` shows.
+        formerly: an earlier default, which recipes of earlier runs hold also where it does nothing.
+        below: `part.field` that it has to stay below: `fit` sees to it where the user gave no value.
+    """
+    formerly = default if formerly is None else formerly
+    metadata = {"help": help, "formerly": formerly, "below": below}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -43,6 +51,12 @@ def require(condition: bool, key: str, got: object, expected: str) -> None:
     """Raise `ValueError("key: got …, expected …")` unless the condition holds."""
     if not condition:
         raise ValueError(f"{key}: got {got}, expected {expected}")
+
+
+def is_idle(field: dataclasses.Field[Any], value: object) -> bool:
+    """Whether a value says nothing: the default of its field, or an earlier one."""
+    default = [] if field.default is dataclasses.MISSING else field.default
+    return value == default or value == field.metadata.get("formerly", default)
 
 
 def require_positive(part: str, values: dict[str, float]) -> None:
@@ -123,13 +137,69 @@ def parse_command(
     resume = namespace["resume"] or namespace["resume_from"] is not None
     keeps_its_own = resume and namespace["recipe"] is None
     content = {} if recipe is None or keeps_its_own else read_recipe(recipe_class, recipe)
+    shipped = {} if recipe is None or is_file(recipe) else flat(content)
+    own = flags.keys() | (flat(content).keys() - shipped.keys())
     for key, value in flags.items():
         part, field = key.split(".")
         kind = get_type_hints(get_type_hints(recipe_class)[part])[field]
         if isinstance(value, list):
             value = list(itertools.chain.from_iterable(value))
         content.setdefault(part, {})[field] = _checked(kind, value, f"--{key}")
+    if not resume:
+        for key, value in fit(recipe_class, flat(content), shipped, own).items():
+            part, field = key.split(".")
+            content.setdefault(part, {})[field] = value
     return Given(content, recipe, resume, namespace["resume_from"])
+
+
+def fit(
+    recipe_class: type, settings: Mapping[str, Any], shipped: Mapping[str, Any], own: Container[str]
+) -> dict[str, int]:
+    """Shorten what would not stay below another field (`option(below=…)`) and was not given by the user; say so.
+
+    Args:
+        recipe_class: a dataclass of dataclasses.
+        settings: `part.field` → value.
+        shipped: likewise, of the recipe of Comet's that they start from: shares of its values are kept.
+        own: keys that the user gave.
+
+    Returns:
+        Key → value of what is shorter now.
+    """
+    parts = get_type_hints(recipe_class)
+    options = {
+        f"{name}.{field.name}": field
+        for name, part in parts.items()
+        for field in dataclasses.fields(part)
+    }
+    found = {}
+    for key, field in options.items():
+        bound = field.metadata.get("below")
+        if bound is None or key in own:
+            continue
+        source = shipped if key in shipped else {}
+        usual, of = (source.get(one, options[one].default) for one in (key, bound))
+        most = settings.get(bound, options[bound].default)
+        if usual >= most:
+            found[key] = min(usual * most // of, most - 1)
+            say(
+                f"{key}: {usual:,} would not be below {bound} ({most:,}); it is {found[key]:,} here, in proportion"
+            )
+    return found
+
+
+def is_file(recipe: str) -> bool:
+    """Whether `--recipe` names a file, not one of Comet's recipes."""
+    return Path(recipe).suffix in (".yaml", ".yml")
+
+
+def flat(content: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Part → field → value as `part.field` → value."""
+    return {
+        f"{part}.{field}": value
+        for part, fields in content.items()
+        for field, value in fields.items()
+    }
 
 
 def read_recipe(recipe_class: type, name_or_file: str) -> dict[str, dict[str, Any]]:
@@ -139,7 +209,7 @@ def read_recipe(recipe_class: type, name_or_file: str) -> dict[str, dict[str, An
         ValueError: no such recipe, not YAML, an unknown part or field, a value of the wrong type.
     """
     path = Path(name_or_file)
-    if path.suffix not in (".yaml", ".yml"):
+    if not is_file(name_or_file):
         path = RECIPES / f"{name_or_file}.yaml"
         if not path.is_file():
             known = shipped(recipe_class)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
-from comet.configuration import option, require, require_positive
+from comet.configuration import is_idle, option, require, require_positive
 from comet.objective_recipe import ObjectiveRecipe
 from comet.recipe import OptimisationRecipe, RunRecipe
 from comet.tasks.recipe import TaskRecipe
@@ -88,8 +88,9 @@ class TaskObjectiveRecipe:
         "mse", "squared error or KL of head-averaged maps, or KL of MiniLMv2's relations"
     )
     attention_reduction: Literal["mean", "row"] = option(
-        "mean",
+        "row",
         "squared map error: mean over the map's entries, or sum over keys, mean over queries",
+        formerly="mean",
     )
     relation_heads: int = option(
         64, "heads that queries, keys and values are cut into for relations; both widths' divisor"
@@ -235,13 +236,13 @@ class FinetuneRecipe:
             "nothing",
             "--model with a folder, a hub id, or tfidf",
         )
-        defaults = {one.name: one.default for one in fields(TaskObjectiveRecipe)}
         if self.teacher.model is None:
-            for name in _TEACHER_ONLY:
+            for one in fields(self.objective):
+                value = getattr(self.objective, one.name)
                 require(
-                    getattr(self.objective, name) == defaults[name],
-                    f"objective.{name}",
-                    getattr(self.objective, name),
+                    one.name not in _TEACHER_ONLY or is_idle(one, value),
+                    f"objective.{one.name}",
+                    value,
                     "nothing, unless --teacher names a fine-tuned model",
                 )
             require(
@@ -288,7 +289,7 @@ class FinetuneRecipe:
         for part in ("teacher", "objective", "optimisation"):
             for one in fields(getattr(self, part)):
                 require(
-                    getattr(getattr(self, part), one.name) == one.default,
+                    is_idle(one, getattr(getattr(self, part), one.name)),
                     f"{part}.{one.name}",
                     getattr(getattr(self, part), one.name),
                     "nothing, as model.model is tfidf, which has an objective of its own",

@@ -1,10 +1,10 @@
 """The recipe of the objective: weights, temperatures, attention loss and projection; idle options are refused."""
 
 import math
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from comet.configuration import option, require, require_positive
+from comet.configuration import is_idle, option, require, require_positive
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class ObjectiveRecipe:
         "squared error or KL of head-averaged maps, or KL of MiniLMv2's query, key and value relations",
     )
     attention_reduction: Literal["mean", "row"] = option(
-        "mean",
+        "row",
         "squared map error: mean over the map's entries, or sum over keys, mean over queries",
+        formerly="mean",
     )
     relation_heads: int = option(
         64, "heads that queries, keys and values are cut into for relations; both widths' divisor"
@@ -62,10 +63,9 @@ class ObjectiveRecipe:
 
 def require_idle(recipe: ObjectiveRecipe, name: str, used: bool, unless: str) -> None:
     """Refuse a field other than its default where it would do nothing."""
-    default = next(one for one in fields(recipe) if one.name == name)
-    idle = [] if default.default is MISSING else default.default
+    field = next(one for one in fields(recipe) if one.name == name)
     require(
-        used or getattr(recipe, name) == idle,
+        used or is_idle(field, getattr(recipe, name)),
         f"objective.{name}",
         getattr(recipe, name),
         f"nothing, unless {unless}",

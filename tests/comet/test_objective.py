@@ -24,7 +24,7 @@ from comet.teachers import OnlineTeacher, Parts, needed_parts
 from comet.top_logits import largest_logits
 
 OPTIONS = {
-    "paper": {"projection": "kronecker"},
+    "paper": {"attention_reduction": "mean", "projection": "kronecker"},
     "row": {"attention_reduction": "row", "projection": "lowrank", "projection_rank": 5},
     "kl": {"attention_loss": "kl"},
     "relation": {"attention_loss": "relation", "relation_heads": 8},
@@ -117,7 +117,7 @@ def written_out(distiller, batch):
         if recipe.attention_loss == "kl":
             total = total + share * (t * (t / s).log()).sum()
         else:
-            total = total + (1 - recipe.alpha) * (t - s).square().sum() / batch.squared_lengths
+            total = total + share * (t - s).square().sum()
     return total
 
 

@@ -1,5 +1,6 @@
 import pytest
 
+from comet.finetune_recipe import FinetuneRecipe, TaskObjectiveRecipe, TunedModelRecipe
 from comet.objective_recipe import ObjectiveRecipe, language_temperatures
 
 
@@ -16,7 +17,7 @@ from comet.objective_recipe import ObjectiveRecipe, language_temperatures
         {"temperature_mode": "language", "language_temperatures": ["hau=1.5", "yor=2e0"]},
         {"attention_loss": "kl"},
         {"attention_loss": "relation", "relation_heads": 48},
-        {"attention_reduction": "row", "projection": "dense"},
+        {"attention_reduction": "mean", "projection": "dense"},
         {"projection": "lowrank", "projection_rank": 3},
         {"projection": "kronecker", "projection_terms": 2, "projection_start": "file"},
     ],
@@ -49,8 +50,6 @@ def test_what_goes_together_is_taken(fields):
         ({"projection": "dense", "attention_loss": "kl"}, "attention_loss is mse"),
         ({"projection": "dense", "attention_loss": "relation"}, "attention_loss is mse"),
         ({"attention_loss": "kl", "alpha": 1.0}, "attention_loss: got kl, expected nothing"),
-        ({"attention_reduction": "row", "attention_loss": "kl"}, "attention_reduction: got row"),
-        ({"attention_reduction": "row", "alpha": 1.0}, "attention_reduction: got row"),
         ({"relation_heads": 8}, "relation_heads: got 8, expected nothing, unless"),
         ({"relation_heads": 0, "attention_loss": "relation"}, "relation_heads: got 0"),
         ({"projection_terms": 2}, "projection_terms: got 2, expected nothing, unless"),
@@ -65,6 +64,15 @@ def test_what_goes_together_is_taken(fields):
 def test_what_cannot_be_or_would_do_nothing_is_refused(fields, said):
     with pytest.raises(ValueError, match=said):
         ObjectiveRecipe(**fields)
+
+
+@pytest.mark.parametrize("idle", [{"attention_loss": "kl"}, {"alpha": 1.0}])
+def test_the_reduction_teaches_by_default_and_recipes_of_earlier_runs_are_taken(idle):
+    assert ObjectiveRecipe().attention_reduction == "row"
+    ObjectiveRecipe(attention_reduction="mean", **idle)
+    FinetuneRecipe(
+        model=TunedModelRecipe(model="m"), objective=TaskObjectiveRecipe(attention_reduction="mean")
+    )
 
 
 @pytest.mark.parametrize("item", ["hau", "=2", "hau=hot", "hau=0", "hau=-1", "hau=nan", "hau=inf"])

@@ -57,7 +57,7 @@ def reference(learner, batch):
     logs, target = log_softmax(ours / temperature, -1), log_softmax(theirs / temperature, -1)
     kd = temperature**2 * (target.exp() * (target - logs)).sum(-1).mean()
     pairs = batch.mask[:, :, None] & batch.mask[:, None, :]
-    attention = ((our_map - their_map) ** 2)[pairs].mean()
+    attention = ((our_map - their_map) ** 2)[pairs].sum() / batch.mask.sum()
     terms = {"labels": -(weights * chosen).mean(), "kd": kd, "attention": attention}
     total = (
         recipe.label_weight * terms["labels"] + recipe.alpha * kd + (1 - recipe.alpha) * attention

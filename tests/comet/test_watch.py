@@ -31,26 +31,27 @@ def terms(kd, attention, **more):
 
 
 def test_an_attention_term_that_vanishes_is_told_with_the_reduction_that_helps():
-    found = fed(watch(ObjectiveRecipe()), [terms(4.0, 4.0 / 128**2)] * 5)
+    mean = ObjectiveRecipe(attention_reduction="mean")
+    found = fed(watch(mean), [terms(4.0, 4.0 / 128**2)] * 5)
     assert len(found) == 1
     assert found[0] == (
         "warning: the attention term is 6e-05 of the loss, too little to teach anything: as a mean over "
         "pairs of tokens it is near 1/S²; set objective.attention_reduction row, or lower objective.alpha (now 0.5)"
     )
-    (by_row,) = fed(watch(ObjectiveRecipe(attention_reduction="row")), [terms(4.0, 1e-4)] * 5)
+    (by_row,) = fed(watch(ObjectiveRecipe()), [terms(4.0, 1e-4)] * 5)
     assert by_row.endswith("too little to teach anything: lower objective.alpha (now 0.5)")
     (of_maps,) = fed(watch(ObjectiveRecipe(attention_loss="kl")), [terms(4.0, 1e-4)] * 5)
     assert of_maps.endswith("too little to teach anything: lower objective.alpha (now 0.5)")
 
 
 def test_an_attention_term_that_dominates_is_told():
-    recipe = ObjectiveRecipe(attention_reduction="row", alpha=0.25)
+    recipe = ObjectiveRecipe(alpha=0.25)
     (found,) = fed(watch(recipe), [terms(1.0, 4.0)] * 5)
     assert found == (
         "warning: the attention term is 92.3% of the loss and hides the softened KL: "
         "raise objective.alpha (now 0.25)"
     )
-    assert not fed(watch(ObjectiveRecipe(attention_reduction="row")), [terms(1.0, 4.0)] * 5)
+    assert not fed(watch(ObjectiveRecipe()), [terms(1.0, 4.0)] * 5)
 
 
 def test_a_term_that_is_small_since_it_was_learnt_is_left_alone():
