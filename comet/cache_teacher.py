@@ -33,7 +33,7 @@ from comet.processes import make_accelerator, say
 from comet.recipe import DistillRecipe
 from comet.sources import held_out_batches
 from comet.students import load_masked_lm, load_tokenizer, require_embedded
-from comet.tap import TappedEncoder, usable_positions
+from comet.tap import TappedEncoder, require_positions
 from comet.teacher_cache import FORMAT, TeacherCache, fixed_part
 from comet.teachers import OnlineTeacher
 from comet.trimmed_teacher import teacher_of
@@ -118,12 +118,7 @@ def _load_encoder(
 ) -> TappedEncoder:
     model = load_masked_lm(name, revision=revision)
     require_embedded(tokenizer, model, flag="--teacher")
-    positions = usable_positions(model)
-    if recipe.corpus.max_length > positions:
-        raise ValueError(
-            f"corpus.max_length: got {recipe.corpus.max_length}, but the teacher has positions for "
-            f"{positions} tokens; lower it to {positions} or less"
-        )
+    require_positions(model, recipe.corpus.max_length, "corpus.max_length", "the teacher")
     encoder = TappedEncoder(model, recipe.teacher.attention_layer)
     round_weights(encoder, recipe.optimisation.precision, device)
     if recipe.optimisation.compile:

@@ -33,7 +33,7 @@ from comet.students import (
     require_same_vocabulary,
     save_model,
 )
-from comet.tap import TappedEncoder, usable_positions
+from comet.tap import TappedEncoder
 from comet.teacher_cache import complete, open_cache
 from comet.trackers import Trackers
 from comet.training import Training, Watching
@@ -197,22 +197,20 @@ def build_distiller(
     """Student, projection and objective of a recipe, beside the teacher; and what the student starts from.
 
     Raises:
-        ValueError: different vocabularies, sequences longer than the positions, an option that does not fit.
+        ValueError: different vocabularies, a student that is no smaller, sequences longer than the positions, an
+            option that does not fit.
     """
     if recipe.student.model is not None:
         theirs = load_tokenizer(recipe.student.model, flag="--student")
         require_same_vocabulary(sources.tokenizer, theirs)
     set_seed(recipe.run.seed)
     student, start = make_started(
-        sources.config, recipe.student, sources.load_teacher, sources.first_batches
+        sources.config,
+        recipe.student,
+        sources.load_teacher,
+        sources.first_batches,
+        recipe.corpus.max_length,
     )
-    for role, model in (("teacher", sources.model), ("student", student)):
-        positions = recipe.corpus.max_length if model is None else usable_positions(model)
-        if recipe.corpus.max_length > positions:
-            raise ValueError(
-                f"corpus.max_length: got {recipe.corpus.max_length}, but the {role} has positions for "
-                f"{positions} tokens; lower it to {positions} or less"
-            )
     if recipe.optimisation.gradient_checkpointing:
         keep_inputs_only(student)
     encoder = TappedEncoder(student, recipe.student.attention_layer)
@@ -236,9 +234,11 @@ def _announcement(
     kind = "fused kernels" if ops is comet_kernels else "plain torch"
     several = accelerator.num_processes
     where = f"{accelerator.device}" if several == 1 else f"{several} processes"
+    shape = distiller.student.model.config
     return (
         f"{sources.description}\n"
-        f"student  {count_parameters(distiller.student):,} parameters\n"
+        f"student  {count_parameters(distiller.student):,} parameters, {shape.num_hidden_layers} layers × "
+        f"{shape.hidden_size}\n"
         f"start    {start.describe(sources.config)}\n"
         f"compute  {kind} on {where}\n"
         f"output   {folder}"

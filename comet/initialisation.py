@@ -43,7 +43,16 @@ from comet.reduction import (
     through,
 )
 from comet.student_recipe import StudentRecipe
-from comet.students import Start, chosen_layers, make_student, settled
+from comet.students import (
+    Start,
+    chosen_layers,
+    make_student,
+    outline_of,
+    require_smaller,
+    settled,
+    student_config,
+)
+from comet.tap import require_positions
 
 _HEAD_DEVIATION = 0.1  # of what the student's head puts through GELU
 
@@ -53,6 +62,7 @@ def make_started(
     recipe: StudentRecipe,
     load_teacher: Callable[[], PreTrainedModel],
     batches: Callable[[], Iterable[Batch]],
+    max_length: int,
 ) -> tuple[PreTrainedModel, Start]:
     """A student with the first weights that its recipe asks for; of "auto", with those that can be had.
 
@@ -61,23 +71,39 @@ def make_started(
         recipe: of the student.
         load_teacher: gives it in float32 on the CPU, if its weights are needed.
         batches: give text of the kind that will be trained on, likewise.
+        max_length: of that text, in tokens.
 
     Raises:
-        ValueError: a student that cannot start from such a teacher, or from one whose weights are not there.
+        ValueError: a student that cannot start from such a teacher, or from one whose weights are not there; one that
+            is no smaller; text that is longer than the positions of either.
     """
     start = settled(teacher, recipe)
-    if recipe.model is not None or start.recipe.initial == "random":
+    require_positions(outline_of(teacher), max_length, "corpus.max_length", "the teacher")
+    if recipe.model is None:
+        _require_fit(teacher, outline_of(student_config(teacher, start.recipe)), start, max_length)
+    else:
+        student = make_student(teacher, recipe)
+        _require_fit(teacher, student, start, max_length)
+        return student, start
+    if start.recipe.initial == "random":
         return make_student(teacher, start.recipe), start
     try:
         weights = load_teacher()
     except ValueError as error:
         if recipe.initial != "auto":
             raise
-        start = Start(replace(recipe, initial="random"), str(error))
+        start = Start(replace(start.recipe, initial="random"), str(error))
         return make_student(teacher, start.recipe), start
     student = make_student(teacher, start.recipe)
     start_from_teacher(student, weights, start.recipe, batches())
     return student, start
+
+
+def _require_fit(
+    teacher: PreTrainedConfig, student: PreTrainedModel, start: Start, max_length: int
+) -> None:
+    require_positions(student, max_length, "corpus.max_length", "the student")
+    require_smaller(teacher, student, start.recipe)
 
 
 def start_from_teacher(
@@ -141,8 +167,10 @@ class _Start:
         ours, moments = self.ours, self.moments
         self.stream = basis_of(self._stream_moment(), ours.width)
         self.table = self.stream
-        if ours.project is not None or self.theirs.project is not None:
+        if ours.project is not None:
             self.table = basis_of(second(moments.embedding), ours.tokens.shape[1])
+        elif self.theirs.project is not None:
+            self.table = self._table_of(self.theirs.project)
         self._tables()
         self._embedding_norm()
         for layer, number in zip(ours.layers, self.layers, strict=True):
@@ -169,6 +197,20 @@ class _Start:
         seconds = [second(one) for one in found]
         return torch.stack([one / one.trace() for one in seconds]).sum(0)
 
+    def _table_of(self, project: Affine) -> Tensor:
+        """`[E, E']`, orthonormal, of a student that reads its embeddings as they are, where its teacher projects them.
+
+        Nearest to what the teacher's projection makes of them in the stream, but for scales: tied output embeddings
+        suffer from those. Ones go to ones.
+        """
+        scale, _ = _affine_of(self.theirs.embedding_norm)
+        maps = (self.stream.T @ (project.weight.double() * scale)).T
+        maps = maps - maps.mean(0) - maps.mean(1, keepdim=True) + maps.mean()
+        left, _, right = torch.linalg.svd(
+            maps / maps.norm() + maps.numel() ** -0.5, full_matrices=False
+        )
+        return left @ right
+
     def _tables(self) -> None:
         ours, theirs = self.ours, self.theirs
         for rows, of in zip(ours.tokens.split(ROWS), theirs.tokens.split(ROWS), strict=True):
@@ -182,27 +224,34 @@ class _Start:
 
     def _embedding_norm(self) -> None:
         ours, theirs, moment = self.ours, self.theirs, self.moments.embedding
-        if ours.project is None:
-            self._stream_norm(ours.embedding_norm, theirs.embedding_norm, moment)
-            return
-        _set_norm(ours.embedding_norm, self._scale_of(moment, self.table))
         scale, shift = _affine_of(theirs.embedding_norm)
         target = torch.diag(scale)
         if theirs.project is not None:
             target, shift = theirs.project.weight * scale, _applied(theirs.project, shift)
-        target = self.stream.T @ target
+        target, shift = self.stream.T @ target, self.stream.T @ shift
+        if ours.project is None:
+            read = self.table - self.table.mean(1, keepdim=True)  # the norm takes away the mean
+            self._nearest_norm(ours.embedding_norm, target, shift, read, moment)
+            return
+        _set_norm(ours.embedding_norm, self._scale_of(moment, self.table))
         found = refit(target, target @ self.table, self.table.T, moment, intercept=True)
-        ours.project.write(found.weight, found.bias + self.stream.T @ shift)
+        ours.project.write(found.weight, found.bias + shift)
 
     def _stream_norm(self, ours: nn.LayerNorm, theirs: nn.LayerNorm, moment: Tensor) -> None:
         """Scale and shift of each coordinate, so that it is nearest to that of Pᵀ(γ ∘ n + β)."""
         scale, shift = _affine_of(theirs)
-        basis, centred = self.stream, ours.bias is not None
-        spread = second(moment, centred=centred)
+        basis = self.stream
+        self._nearest_norm(ours, basis.T * scale, basis.T @ shift, basis, moment)
+
+    def _nearest_norm(
+        self, ours: nn.LayerNorm, target: Tensor, shift: Tensor, basis: Tensor, moment: Tensor
+    ) -> None:
+        """Scale and shift of each coordinate of `basisᵀn`, so that it is nearest to that of `target n + shift`."""
+        spread = second(moment, centred=ours.bias is not None)
         own = (basis.T @ spread @ basis).diagonal()
-        slope = (basis.T @ (scale[:, None] * spread) @ basis).diagonal() / own.clamp_min(1e-30)
+        slope = (target @ spread @ basis).diagonal() / own.clamp_min(1e-30)
         mean = moment[:-1, -1]
-        offset = basis.T @ (scale * mean + shift) - slope * (basis.T @ mean)
+        offset = target @ mean + shift - slope * (basis.T @ mean)
         _set_norm(ours, slope * self._scale_of(moment, basis), offset)
 
     def _scale_of(self, moment: Tensor, basis: Tensor) -> float:

@@ -87,10 +87,7 @@ def _twin(recipe: DistillRecipe, distiller: Distiller, teacher_folder: str) -> A
     return AdaptRecipe(
         model=ModelRecipe(
             tokenizer=teacher_folder,
-            layers=recipe.student.layers,
-            hidden_size=recipe.student.hidden_size,
-            heads=recipe.student.heads,
-            intermediate_size=recipe.student.intermediate_size,
+            **recipe.student.sizes._asdict(),
             positions=config.max_position_embeddings - config.pad_token_id - 1,
             dropout=recipe.student.dropout,
             initial_deviation=config.initializer_range,

@@ -22,7 +22,7 @@ from comet.anatomy import SUPPORTED
 from comet.configuration import require
 from comet.durable import folder_aside
 from comet.pretrained import load_any_tokenizer, load_config, load_model, random_model
-from comet.student_recipe import StudentRecipe
+from comet.student_recipe import Sizes, StudentRecipe
 
 DROPOUTS = (
     "hidden_dropout_prob",
@@ -33,6 +33,7 @@ DROPOUTS = (
     "embedding_dropout",
 )
 
+_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
 
 
@@ -50,18 +51,9 @@ def student_config(teacher: PreTrainedConfig, recipe: StudentRecipe) -> PreTrain
     values = teacher.to_dict()
     if recipe.embedding_size is not None and teacher.model_type != "electra":
         return _factorized_config(teacher, recipe, recipe.embedding_size)
-    sizes = {
-        "num_hidden_layers": recipe.layers,
-        "hidden_size": recipe.hidden_size,
-        "num_attention_heads": recipe.heads,
-        "intermediate_size": recipe.intermediate_size,
-    }
-    missing = [name for name in sizes if not hasattr(teacher, name)]
-    if missing:
-        raise ValueError(
-            f"student: a {teacher.model_type} configuration has no {', '.join(missing)}; "
-            "give a student of your own with --student"
-        )
+    _require_sizes(teacher)
+    sizes = dict(zip(_SIZES, recipe.sizes, strict=True))
+    layers, hidden_size, heads, _ = recipe.sizes
     names = {teacher.attribute_map.get(name, name): name for name in sizes}
     values.update({own: sizes[name] for own, name in names.items()})
     for name in values:
@@ -69,13 +61,13 @@ def student_config(teacher: PreTrainedConfig, recipe: StudentRecipe) -> PreTrain
             values[name] = recipe.dropout
     if "embedding_size" in values:
         widest = recipe.embedding_size or values["embedding_size"]
-        values["embedding_size"] = min(widest, recipe.hidden_size)
+        values["embedding_size"] = min(widest, hidden_size)
     if "num_key_value_heads" in values:
-        values["num_key_value_heads"] = recipe.heads
+        values["num_key_value_heads"] = heads
     kinds = values.pop("layer_types", None)
     if kinds:
         # the last layers' pattern of windows, so that the student's last layer has the attention of the teacher's
-        values["layer_types"] = (kinds * recipe.layers)[-recipe.layers :]
+        values["layer_types"] = (kinds * layers)[-layers:]
         if recipe.initial == "teacher":
             values["layer_types"] = [kinds[number] for number in chosen_layers(teacher, recipe)]
     for name in ("head_dim", "_name_or_path", "architectures", "dtype"):
@@ -90,17 +82,17 @@ def chosen_layers(teacher: PreTrainedConfig, recipe: StudentRecipe) -> tuple[int
     """
     if recipe.initial_layers is not None:
         return tuple(recipe.initial_layers)
-    last, gaps = teacher.num_hidden_layers - 1, recipe.layers - 1
+    last, gaps = teacher.num_hidden_layers - 1, recipe.sizes.layers - 1
     if gaps == 0:
         return (last,)
-    return tuple((2 * number * last + gaps) // (2 * gaps) for number in range(recipe.layers))
+    return tuple((2 * number * last + gaps) // (2 * gaps) for number in range(gaps + 1))
 
 
 class Start(NamedTuple):
     """What a student's first weights are.
 
     Attributes:
-        recipe: whose `initial` is no longer "auto".
+        recipe: whose sizes are all decided and whose `initial` is no longer "auto", but for a model that has its own.
         hindrance: what kept "auto" from all of the teacher's weights, or None.
     """
 
@@ -120,10 +112,12 @@ class Start(NamedTuple):
 
 
 def settled(teacher: PreTrainedConfig, recipe: StudentRecipe) -> Start:
-    """Decide on an `initial` of "auto": all of the teacher's weights, else its embeddings, else random ones.
+    """Decide on sizes that are left open, and on an `initial` of "auto".
 
-    Factors of its embeddings alone are worth less than random ones (docs/initialisation.md).
+    That is all of the teacher's weights, else its embeddings, else random ones. Factors of its embeddings alone are
+    worth less than random ones (docs/initialisation.md).
     """
+    recipe = _sized(teacher, recipe)
     if recipe.initial != "auto" or recipe.model is not None:
         return Start(recipe, None)
     hindrance = None
@@ -142,6 +136,78 @@ def settled(teacher: PreTrainedConfig, recipe: StudentRecipe) -> Start:
     return Start(replace(recipe, initial="random"), hindrance)
 
 
+def _sized(teacher: PreTrainedConfig, recipe: StudentRecipe) -> StudentRecipe:
+    """The recipe with the sizes that it leaves open: half the teacher's layers and width, and what follows from these.
+
+    Heads are as wide as the teacher's wherever the sizes that were given allow it, and never wider, so that the student
+    can start from the teacher's weights.
+    """
+    if recipe.model is not None or None not in (getattr(recipe, name) for name in Sizes._fields):
+        return recipe
+    _require_sizes(teacher)
+    layers = recipe.layers or len(recipe.initial_layers or ())
+    width, heads = recipe.hidden_size, recipe.heads
+    widest = teacher.hidden_size // teacher.num_attention_heads
+    if width is None:
+        own = teacher.num_attention_heads > 1 and heads is None
+        heads = heads or _half(teacher.num_attention_heads)
+        # an even width of each, as positions that are rotations turn pairs
+        narrower = min(widest, max(2, teacher.hidden_size // (4 * heads) * 2))
+        width = heads * (widest if own else narrower)
+    if heads is None:
+        counts = range(-(-width // widest), width)
+        pairs = 2 if teacher.model_type == "modernbert" else 1
+        heads = next((count for count in counts if width % (count * pairs) == 0), width)
+    return replace(
+        recipe,
+        layers=layers or _half(teacher.num_hidden_layers),
+        hidden_size=width,
+        heads=heads,
+        intermediate_size=recipe.intermediate_size
+        or max(1, teacher.intermediate_size * width // teacher.hidden_size),
+    )
+
+
+def _half(count: int) -> int:
+    return (count + 1) // 2
+
+
+def _require_sizes(teacher: PreTrainedConfig) -> None:
+    missing = [name for name in _SIZES if not hasattr(teacher, name)]
+    if missing:
+        raise ValueError(
+            f"student: a {teacher.model_type} configuration has no {', '.join(missing)}; "
+            "give a student of your own with --student"
+        )
+
+
+def require_smaller(
+    teacher: PreTrainedConfig, student: PreTrainedModel, recipe: StudentRecipe
+) -> None:
+    """Refuse a student that is no smaller than its teacher, unless the recipe asks for it.
+
+    Raises:
+        ValueError: it has as many parameters or more.
+    """
+    ours, theirs = count_parameters(student), count_parameters(outline_of(teacher))
+    if ours < theirs or recipe.allow_larger:
+        return
+    remedy = f"give a smaller one than {recipe.model} with --student, or leave it out"
+    if recipe.model is None:
+        sizes = ", ".join(f"{name} {size}" for name, size in recipe.sizes._asdict().items())
+        remedy = f"lower its sizes ({sizes}), or leave them out for half the teacher's"
+    raise ValueError(
+        f"student: got {ours:,} parameters, expected fewer than the {theirs:,} of its teacher; {remedy}; "
+        "--student.allow_larger trains it all the same"
+    )
+
+
+def outline_of(config: PreTrainedConfig) -> PreTrainedModel:
+    """The masked language model of a configuration, without memory for its weights."""
+    with torch.device("meta"):
+        return random_model(AutoModelForMaskedLM, config)
+
+
 def require_startable(teacher: PreTrainedConfig, recipe: StudentRecipe) -> None:
     """Refuse a student that cannot start from such a teacher.
 
@@ -156,7 +222,8 @@ def require_startable(teacher: PreTrainedConfig, recipe: StudentRecipe) -> None:
         f"{recipe.initial} with a {teacher.model_type} teacher",
         f"random, or a teacher that is {', '.join(SUPPORTED[:-1])} or {SUPPORTED[-1]}",
     )
-    _require_at_most("hidden_size", recipe.hidden_size, teacher.hidden_size)
+    layers, hidden_size, heads, intermediate_size = recipe.sizes
+    _require_at_most("hidden_size", hidden_size, teacher.hidden_size)
     if recipe.initial == "embeddings":
         return
     require(
@@ -165,16 +232,16 @@ def require_startable(teacher: PreTrainedConfig, recipe: StudentRecipe) -> None:
         "teacher with student.embedding_size and a modernbert teacher",
         "embeddings: the student is an ELECTRA, whose layers are of another kind",
     )
-    _require_at_most("layers", recipe.layers, teacher.num_hidden_layers)
-    _require_at_most("heads", recipe.heads, teacher.num_attention_heads)
-    _require_at_most("intermediate_size", recipe.intermediate_size, teacher.intermediate_size)
-    own = recipe.hidden_size // recipe.heads
+    _require_at_most("layers", layers, teacher.num_hidden_layers)
+    _require_at_most("heads", heads, teacher.num_attention_heads)
+    _require_at_most("intermediate_size", intermediate_size, teacher.intermediate_size)
+    own = hidden_size // heads
     theirs = teacher.hidden_size // teacher.num_attention_heads
     require(
         own <= theirs,
         "student.heads",
-        f"{recipe.heads} of {own} numbers each",
-        f"heads no wider than the teacher's {theirs}; give {-(-recipe.hidden_size // theirs)} heads or more",
+        f"{heads} of {own} numbers each",
+        f"heads no wider than the teacher's {theirs}; give {-(-hidden_size // theirs)} heads or more",
     )
     highest = max(recipe.initial_layers or [0])
     last = teacher.num_hidden_layers - 1
@@ -193,13 +260,14 @@ def _factorized_config(
     positions = teacher.max_position_embeddings
     if teacher.model_type in _POSITIONS_AFTER_PADDING:
         positions -= teacher.pad_token_id + 1  # ELECTRA counts from 0
+    layers, hidden_size, heads, intermediate_size = recipe.sizes
     return ElectraConfig(
         vocab_size=teacher.vocab_size,
         embedding_size=embedding_size,
-        hidden_size=recipe.hidden_size,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        intermediate_size=recipe.intermediate_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate_size,
         hidden_act=getattr(teacher, "hidden_act", "gelu"),
         hidden_dropout_prob=recipe.dropout,
         attention_probs_dropout_prob=recipe.dropout,

@@ -280,3 +280,22 @@ def usable_positions(model: PreTrainedModel) -> int:
             if module.padding_idx is not None:
                 limit -= module.padding_idx + 1
     return limit
+
+
+def require_positions(model: PreTrainedModel, length: int, key: str, name: str) -> None:
+    """Refuse sequences that are longer than a model has positions for.
+
+    Args:
+        model: that will read them.
+        length: the longest of them, in tokens.
+        key: of the recipe, that decides it.
+        name: of the model, for messages.
+
+    Raises:
+        ValueError: they are.
+    """
+    positions = usable_positions(model)
+    if length > positions:
+        raise ValueError(
+            f"{key}: got {length}, but {name} has positions for {positions} tokens; lower it to {positions} or less"
+        )

@@ -31,7 +31,7 @@ from comet.students import (
     require_embedded,
     save_model,
 )
-from comet.tap import Attention, AttentionSink, Layer, layer_index, tap_attention, usable_positions
+from comet.tap import Attention, AttentionSink, Layer, layer_index, require_positions, tap_attention
 from comet.tasks import Task
 
 CARD = "comet.json"
@@ -212,12 +212,7 @@ def make_task_model(
         model = random_model(HEADS[task.kind], config)
     else:
         model = _pretrained(recipe.model, config, task)
-    positions = usable_positions(model)
-    if recipe.max_length > positions:
-        raise ValueError(
-            f"model.max_length: got {recipe.max_length}, but the model has positions for {positions} tokens; "
-            f"lower it to {positions} or less"
-        )
+    require_positions(model, recipe.max_length, "model.max_length", "the model")
     require_embedded(tokenizer, model, flag="--model")
     return model
 

@@ -57,6 +57,7 @@ def make_untrained(recipe: DistillRecipe, teacher: str, folder: Path) -> None:
         recipe.student,
         lambda: load_masked_lm(name, revision=revision),
         lambda: first_batches(open_text(recipe.corpus, recipe.run.seed), masking, recipe),
+        recipe.corpus.max_length,
     )
     save_model(student, tokenizer, folder)
 

@@ -15,7 +15,7 @@ from comet.anatomy import anatomy_of
 from comet.cache_teacher import main as cache_teacher
 from comet.distill import main as distill
 from comet.finetune import finetune
-from comet.initialisation import start_from_teacher
+from comet.initialisation import make_started, start_from_teacher
 from comet.initialise import main as initialise
 from comet.recipe import StudentRecipe
 from comet.reduction import basis_of, reduced_product, reduced_writer, refit, rotary_product
@@ -116,14 +116,17 @@ def widened(small, large):
             ):
                 part.weight.zero_()
                 part.weight[:, kept] = before.weight.repeat(2, 1)
+        wider = ours.tokens.shape[1] // theirs.tokens.shape[1]
         for name in ("positions", "types"):
             table = getattr(ours, name)
             if table is not None:
-                table.copy_(getattr(theirs, name).repeat(1, 2))
-        # logits are twice what they were, so the last norm halves what they are made of
-        ours.tokens.copy_(theirs.tokens.repeat(1, 2))
+                table.copy_(getattr(theirs, name).repeat(1, wider))
+        # where embeddings are wider, logits are twice what they were, and the last norm halves what they are made of
+        ours.tokens.copy_(theirs.tokens.repeat(1, wider))
         ours.bias.copy_(theirs.bias)
-        ours.head_norm.weight.copy_(theirs.head_norm.weight.repeat(2) / 2)
+        ours.head_norm.weight.copy_(theirs.head_norm.weight.repeat(wider) / wider)
+        if ours.project is not None:  # it makes both halves of the stream
+            ours.project.write(torch.eye(16).repeat(2, 1))
     return large
 
 
@@ -136,9 +139,12 @@ def _parts(ours, theirs):
 
 
 @pytest.mark.parametrize("heads", [2, 4])
-@pytest.mark.parametrize("architecture", ["xlm-r", "bert", "modernbert"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_student_follows_a_teacher_that_uses_half_its_width(architecture, heads):
-    """All but what the GELU of its head bends, which a matrix cannot."""
+    """All but what the GELU of its head bends, which a matrix cannot.
+
+    Of the ELECTRA, embeddings are as wide as the student's layers: it alone has no projection behind them.
+    """
     narrow = {"hidden_size": 16, "intermediate_size": 24}
     small = tiny_model(architecture, num_attention_heads=heads, **narrow)
     for module in small.modules():
@@ -417,6 +423,67 @@ def test_a_run_from_a_cache_starts_as_one_beside_the_teacher(
     shutil.rmtree(teacher)
     with pytest.raises(ValueError, match=r"teacher.cache, which holds no weights of the teacher"):
         initialise(cached)
+
+
+@pytest.mark.parametrize("initial", ["auto", "random"])
+@pytest.mark.parametrize("embedding_size", [None, 8])
+@pytest.mark.parametrize("padding", [1, 3])
+def test_text_longer_than_the_positions_is_refused_before_the_teacher_runs(
+    initial, embedding_size, padding
+):
+    """Positions are counted from behind the padding's number, so that 66 of them are 64 or 62."""
+    teacher = tiny_model("xlm-r").config
+    teacher.pad_token_id = padding
+    recipe = StudentRecipe(initial=initial, embedding_size=embedding_size)
+    longest = 66 - padding - 1
+
+    def run(length):
+        make_started(teacher, recipe, lambda: teacher_of("xlm-r"), _stop, length)
+
+    said = (
+        f"corpus.max_length: got {longest + 1}, but the teacher has positions for {longest} tokens"
+    )
+    with pytest.raises(ValueError, match=said):
+        run(longest + 1)
+    if initial == "random":
+        run(longest)
+    else:
+        with pytest.raises(_StoppedError):
+            run(longest)
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def _stop():
+    raise _StoppedError
+
+
+@pytest.mark.parametrize("command", [distill, initialise])
+def test_commands_refuse_text_longer_than_the_positions(
+    command, teacher_folder, corpus_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("comet.initialisation.measure_moments", _stop)
+    run = ["--teacher", str(teacher_folder), "--corpus", str(corpus_folder), *TINY_RUN]
+    run += ["--student.initial", "auto", "--output", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match=r"max_length: got 65, .* teacher has positions for 64"):
+        command([*run, "--corpus.max_length", "65"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_named_student_that_is_no_smaller_or_has_fewer_positions_is_refused(
+    teacher_folder, corpus_folder, tmp_path
+):
+    text = ["--teacher", str(teacher_folder), "--corpus", str(corpus_folder), *TINY_RUN[10:]]
+    with pytest.raises(ValueError, match=r"student: got .* give a smaller one than"):
+        initialise([*text, "--student", str(teacher_folder)])
+    initialise([*text, "--student", str(teacher_folder), "--student.allow_larger"])
+    short = tmp_path / "short"
+    shutil.copytree(teacher_folder, short)
+    tiny_model("xlm-r", 300, hidden_size=16, max_position_embeddings=22).save_pretrained(short)
+    with pytest.raises(ValueError, match=r"max_length: got 24, but the student has positions"):
+        initialise([*text, "--student", str(short)])
 
 
 def test_the_command_writes_over_nothing(teacher_folder, tmp_path):

@@ -3,8 +3,17 @@ import torch
 from tiny import tiny_model
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, XLMRobertaConfig
 
-from comet.recipe import StudentRecipe
-from comet.students import count_parameters, load_masked_lm, load_tokenizer, make_student
+from comet.configuration import read_recipe
+from comet.recipe import DistillRecipe, StudentRecipe
+from comet.students import (
+    count_parameters,
+    load_masked_lm,
+    load_tokenizer,
+    make_student,
+    outline_of,
+    require_smaller,
+    settled,
+)
 
 AFRO_XLMR_LARGE = XLMRobertaConfig(
     vocab_size=250_002,
@@ -15,12 +24,13 @@ AFRO_XLMR_LARGE = XLMRobertaConfig(
     max_position_embeddings=514,
     type_vocab_size=1,
 )
+PAPER = StudentRecipe(**read_recipe(DistillRecipe, "paper")["student"])
 
 
 def test_the_papers_models_have_the_papers_sizes():
     with torch.device("meta"):
         teacher = AutoModelForMaskedLM.from_config(AFRO_XLMR_LARGE)
-        student = make_student(AFRO_XLMR_LARGE, StudentRecipe())
+        student = make_student(AFRO_XLMR_LARGE, PAPER)
     assert count_parameters(teacher) == 560_142_482
     assert count_parameters(student) == 69_187_730
 
@@ -28,7 +38,7 @@ def test_the_papers_models_have_the_papers_sizes():
 @pytest.mark.parametrize(("labels", "parameters"), [(2, 68_937_730), (3, 68_937_987)])
 def test_the_papers_student_as_a_classifier(labels, parameters):
     with torch.device("meta"):
-        config = make_student(AFRO_XLMR_LARGE, StudentRecipe()).config
+        config = make_student(AFRO_XLMR_LARGE, PAPER).config
         config.num_labels = labels
         classifier = AutoModelForSequenceClassification.from_config(config)
     assert count_parameters(classifier) == parameters
@@ -94,3 +104,68 @@ def test_dropout_is_the_recipes(architecture):
     student = make_student(tiny_model(architecture).config, recipe)
     rates = {module.p for module in student.modules() if isinstance(module, torch.nn.Dropout)}
     assert rates == {0.25}
+
+
+@pytest.mark.parametrize("architecture", ["xlm-r", "bert", "electra", "modernbert"])
+@pytest.mark.parametrize("heads", [1, 2, 3, 4])
+def test_sizes_that_are_left_open_are_half_the_teachers_and_start_from_it(architecture, heads):
+    sizes = {"hidden_size": 24, "num_attention_heads": heads, "num_hidden_layers": 3}
+    teacher = tiny_model(architecture, **sizes).config
+    start = settled(teacher, StudentRecipe())
+    found = start.recipe.sizes
+    assert (start.recipe.initial, start.hindrance) == ("teacher", None)
+    assert found.layers == 2
+    assert found.hidden_size == {1: 12, 2: 12, 3: 16, 4: 12}[heads]
+    assert found.hidden_size // found.heads == (12 if heads == 1 else 24 // heads)
+    assert found.intermediate_size == 2 * found.hidden_size
+    student = make_student(teacher, start.recipe)
+    require_smaller(teacher, student, start.recipe)
+    assert student.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "sizes"),
+    [
+        ({}, (12, 512, 8, 2048)),
+        ({"layers": 4}, (4, 512, 8, 2048)),
+        ({"initial_layers": [0, 9, 23]}, (3, 512, 8, 2048)),
+        ({"hidden_size": 256}, (12, 256, 4, 1024)),
+        ({"hidden_size": 200}, (12, 200, 4, 800)),
+        ({"heads": 4}, (12, 256, 4, 1024)),
+        ({"heads": 16}, (12, 512, 16, 2048)),
+        ({"heads": 8, "intermediate_size": 300}, (12, 512, 8, 300)),
+        ({"hidden_size": 2048}, (12, 2048, 32, 8192)),
+        ({"embedding_size": 64}, (12, 512, 8, 2048)),
+    ],
+)
+def test_sizes_that_were_given_decide_the_others(given, sizes):
+    assert tuple(settled(AFRO_XLMR_LARGE, StudentRecipe(**given)).recipe.sizes) == sizes
+
+
+def test_embeddings_as_wide_as_the_layers_that_follow_from_the_teacher_are_refused():
+    with pytest.raises(
+        ValueError, match=r"embedding_size: got 512, .* below .*hidden_size \(512\)"
+    ):
+        settled(AFRO_XLMR_LARGE, StudentRecipe(embedding_size=512))
+
+
+def test_a_student_that_is_no_smaller_is_refused_unless_asked_for():
+    teacher = tiny_model("bert").config
+    sizes = {"layers": 4, "hidden_size": 32, "heads": 4, "intermediate_size": 48}
+    recipe = StudentRecipe(**sizes)
+    student = outline_of(teacher)
+    count = f"{count_parameters(student):,}"
+    said = f"student: got {count} parameters, expected fewer than the {count} of its teacher; lower its"
+    with pytest.raises(ValueError, match=said):
+        require_smaller(teacher, student, recipe)
+    require_smaller(teacher, student, StudentRecipe(**sizes, allow_larger=True))
+    with pytest.raises(ValueError, match=r"give a smaller one than mine with --student"):
+        require_smaller(teacher, student, StudentRecipe(model="mine"))
+    require_smaller(teacher, student, StudentRecipe(model="mine", allow_larger=True))
+
+
+def test_a_recipe_of_an_earlier_run_with_a_model_of_its_own_is_taken():
+    """It holds the sizes that were defaults, which say nothing."""
+    StudentRecipe(model="mine", layers=6, hidden_size=256, heads=8, intermediate_size=1024)
+    with pytest.raises(ValueError, match=r"student\.layers: got 5, expected nothing, as mine"):
+        StudentRecipe(model="mine", layers=5)
