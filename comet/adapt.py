@@ -39,7 +39,7 @@ from comet.memory_advice import advice, explained, sizes_of
 from comet.objective import sums_by_language
 from comet.pretrained import random_model
 from comet.processes import make_accelerator, on_main, say
-from comet.recipe import AdaptRecipe, ModelRecipe
+from comet.recipe import VOCABULARY_SIZE, AdaptRecipe, ModelRecipe
 from comet.runs import RunFolder, resolve
 from comet.sources import corpus_facts, mixture
 from comet.students import (
@@ -51,7 +51,7 @@ from comet.students import (
     save_model,
     save_tokenizer,
 )
-from comet.tap import TappedEncoder, usable_positions
+from comet.tap import TappedEncoder, require_positions
 from comet.tokenizers import train_tokenizer
 from comet.trackers import Trackers
 from comet.training import Training, Watching
@@ -246,10 +246,7 @@ def make_model(
     if recipe.warm_start.steps:
         lengths["warm_start.max_length"] = recipe.warm_start.max_length
     for key, length in lengths.items():
-        if length > usable_positions(model):
-            raise ValueError(
-                f"{key}: got {length}, but the model has positions for {usable_positions(model)} tokens"
-            )
+        require_positions(model, length, key, "the model")
     return model, tokenizer
 
 
@@ -378,10 +375,18 @@ def _tokenizer(recipe: ModelRecipe, corpus: Corpus, saved: Path | None) -> PreTr
         return load_tokenizer(str(saved), flag="--resume")
     if recipe.tokenizer is not None:
         return load_tokenizer(recipe.tokenizer, flag="--tokenizer")
-    say(f"training a tokenizer of {recipe.vocabulary_size:,} pieces")
-    return train_tokenizer(
-        _sample(corpus), recipe.vocabulary_size, recipe.positions, lowercase=recipe.lowercase
+    size = recipe.vocabulary_size or VOCABULARY_SIZE
+    say(f"training a tokenizer of {size:,} pieces")
+    tokenizer = train_tokenizer(
+        _sample(corpus),
+        size,
+        recipe.positions,
+        lowercase=recipe.lowercase,
+        or_fewer=recipe.vocabulary_size is None,
     )
+    if len(tokenizer) < size:
+        say(f"model.vocabulary_size: the corpus yields {len(tokenizer):,} pieces, not {size:,}")
+    return tokenizer
 
 
 def _sample(corpus: Corpus) -> Iterator[str]:

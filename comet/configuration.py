@@ -137,8 +137,8 @@ def parse_command(
     resume = namespace["resume"] or namespace["resume_from"] is not None
     keeps_its_own = resume and namespace["recipe"] is None
     content = {} if recipe is None or keeps_its_own else read_recipe(recipe_class, recipe)
-    shipped = {} if recipe is None or is_file(recipe) else flat(content)
-    own = flags.keys() | (flat(content).keys() - shipped.keys())
+    comets = {} if recipe is None or is_file(recipe) else flat(content)
+    own = flags.keys() | (flat(content).keys() - comets.keys())
     for key, value in flags.items():
         part, field = key.split(".")
         kind = get_type_hints(get_type_hints(recipe_class)[part])[field]
@@ -146,21 +146,21 @@ def parse_command(
             value = list(itertools.chain.from_iterable(value))
         content.setdefault(part, {})[field] = _checked(kind, value, f"--{key}")
     if not resume:
-        for key, value in fit(recipe_class, flat(content), shipped, own).items():
+        for key, value in fit(recipe_class, flat(content), comets, own).items():
             part, field = key.split(".")
             content.setdefault(part, {})[field] = value
     return Given(content, recipe, resume, namespace["resume_from"])
 
 
 def fit(
-    recipe_class: type, settings: Mapping[str, Any], shipped: Mapping[str, Any], own: Container[str]
+    recipe_class: type, settings: Mapping[str, Any], comets: Mapping[str, Any], own: Container[str]
 ) -> dict[str, int]:
     """Shorten what would not stay below another field (`option(below=…)`) and was not given by the user; say so.
 
     Args:
         recipe_class: a dataclass of dataclasses.
         settings: `part.field` → value.
-        shipped: likewise, of the recipe of Comet's that they start from: shares of its values are kept.
+        comets: likewise, of the recipe of Comet's that they start from: what is shortened keeps its share there.
         own: keys that the user gave.
 
     Returns:
@@ -177,7 +177,7 @@ def fit(
         bound = field.metadata.get("below")
         if bound is None or key in own:
             continue
-        source = shipped if key in shipped else {}
+        source = comets if key in comets else {}
         usual, of = (source.get(one, options[one].default) for one in (key, bound))
         most = settings.get(bound, options[bound].default)
         if usual >= most:

@@ -124,7 +124,7 @@ class OptimisationRecipe:
     embedding_learning_rate: float | None = option(
         None, "peak rate of the input embeddings; none: that of the rest"
     )
-    warmup_steps: int = option(100, "steps from 0 to the peak")
+    warmup_steps: int = option(100, "steps from 0 to the peak", below="optimisation.steps")
     weight_decay: float = option(0.01, "decoupled decay of weight matrices")
     max_grad_norm: float = option(1.0, "gradient norm, over student and projection, to clip to")
     precision: Literal["float32", "bfloat16", "float16"] = option(
@@ -243,6 +243,9 @@ class DistillRecipe:
         require_corpus(self.corpus)
 
 
+VOCABULARY_SIZE = 8000
+
+
 @dataclass(frozen=True)
 class ModelRecipe:
     """The masked language model that is trained: a checkpoint to go on with, or a new encoder of this shape."""
@@ -257,7 +260,11 @@ class ModelRecipe:
     architecture: Literal["xlm-roberta", "modernbert"] = option(
         "xlm-roberta", "of a new encoder; modernbert learns from little text several times as fast"
     )
-    vocabulary_size: int = option(8000, "entries of a tokenizer trained on the corpus")
+    vocabulary_size: int | None = option(
+        None,
+        f"entries of a tokenizer trained on the corpus; none: {VOCABULARY_SIZE:,}, or as many as it yields",
+        formerly=VOCABULARY_SIZE,
+    )
     lowercase: bool = option(
         False, "that tokenizer reads capitals as small letters: good for tweets, bad for names"
     )
@@ -275,11 +282,12 @@ class ModelRecipe:
         require_positive(
             "model",
             {
-                "vocabulary_size": self.vocabulary_size,
                 "positions": self.positions,
                 "initial_deviation": self.initial_deviation,
             },
         )
+        if self.vocabulary_size is not None:
+            require_positive("model", {"vocabulary_size": self.vocabulary_size})
         require(
             self.tokenizer is None or not self.lowercase,
             "model.lowercase",
@@ -292,7 +300,9 @@ class ModelRecipe:
 class WarmStartRecipe:
     """Short sequences first: from scratch, a model leaves the plateau at the entropy of single pieces sooner so."""
 
-    steps: int = option(0, "the first steps, which read short sequences")
+    steps: int = option(
+        0, "the first steps, which read short sequences", below="optimisation.steps"
+    )
     max_length: int = option(32, "tokens per sequence of those")
     batch_size: int = option(128, "sequences per step of those")
     mask_probability: float | None = option(

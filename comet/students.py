@@ -4,6 +4,7 @@ The paper's student of AfroXLMR-large is the same architecture with 6 layers, hi
 1024: 69,187,730 parameters with its tied masked-language-model head, 92.5 % of them embeddings.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -205,7 +206,7 @@ def require_smaller(
 def outline_of(config: PreTrainedConfig) -> PreTrainedModel:
     """The masked language model of a configuration, without memory for its weights."""
     with torch.device("meta"):
-        return random_model(AutoModelForMaskedLM, config)
+        return random_model(AutoModelForMaskedLM, copy.deepcopy(config))  # a live model may have it
 
 
 def require_startable(teacher: PreTrainedConfig, recipe: StudentRecipe) -> None:

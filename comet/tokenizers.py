@@ -28,7 +28,12 @@ _DIGITS = 5  # of a score, beyond which its last bits do not reach
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocabulary_size: int, max_length: int, *, lowercase: bool = False
+    texts: Iterable[str],
+    vocabulary_size: int,
+    max_length: int,
+    *,
+    lowercase: bool = False,
+    or_fewer: bool = False,
 ) -> PreTrainedTokenizerFast:
     """Train a Unigram tokenizer; the same texts in whatever order give the same one.
 
@@ -37,6 +42,7 @@ def train_tokenizer(
         vocabulary_size: entries, special tokens included.
         max_length: what the tokenizer gives as the model's longest sequence.
         lowercase: read capitals as small letters.
+        or_fewer: take as many as the text yields, where those are fewer.
 
     Raises:
         ValueError: the text has fewer distinct pieces than asked for.
@@ -58,7 +64,7 @@ def train_tokenizer(
         tokenizer.train_from_iterator(texts, trainer)
     except Exception as error:  # the trainer raises no other type
         raise ValueError(f"model.vocabulary_size: got {vocabulary_size}: {error}") from error
-    if tokenizer.get_vocab_size() < vocabulary_size - 1:
+    if tokenizer.get_vocab_size() < vocabulary_size - 1 and not or_fewer:
         raise ValueError(
             f"model.vocabulary_size: got {vocabulary_size}, but the corpus gives only "
             f"{tokenizer.get_vocab_size() + 1} pieces; lower it to that or give more text"

@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_model
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from comet.adapt import MaskedLanguageModel, WarmStart, main
+from comet.adapt import MaskedLanguageModel, WarmStart, main, make_model
 from comet.batches import Masking
 from comet.corpus import open_corpus
 from comet.entropy import piece_entropy
@@ -212,6 +212,23 @@ def test_a_vocabulary_larger_than_the_text_gives_is_refused(corpus_folder, tmp_p
             ]
         )  # fmt: skip
     assert not (tmp_path / "run").exists()
+
+
+def test_a_vocabulary_that_nobody_asked_for_is_as_large_as_the_text_gives(
+    corpus_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("comet.adapt.VOCABULARY_SIZE", 90000)
+    corpus = open_corpus([str(corpus_folder)], temperature=1.0, seed=0, held_out_per_language=8)
+    recipe = AdaptRecipe(
+        ModelRecipe(layers=1, hidden_size=16, heads=2, intermediate_size=24, positions=40),
+        CorpusRecipe(paths=[str(corpus_folder)], max_length=24),
+    )
+    model, tokenizer = make_model(recipe, corpus, None)
+    assert model.config.vocab_size == len(tokenizer) < 90000
+    line = f"model.vocabulary_size: the corpus yields {len(tokenizer):,} pieces, not 90,000"
+    assert line in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"model\.vocabulary_size: got 0"):
+        ModelRecipe(vocabulary_size=0)
 
 
 def test_a_given_tokenizer_keeps_its_own_rule():

@@ -122,7 +122,10 @@ def test_a_wrong_file_is_refused_with_the_remedy(tmp_path, content, said):
         (["--recipe", "nowhere.yaml"], "cannot read nowhere.yaml"),
         ([*COMPLETE, "--objective.alpha", "2"], "objective.alpha: got 2.0"),
         ([*COMPLETE, "--objective.temperature", "0"], "objective.temperature: got 0.0"),
-        ([*COMPLETE, "--student.heads", "7"], "a multiple of student.heads"),
+        (
+            [*COMPLETE, "--student.heads", "7", "--student.hidden_size", "256"],
+            "a multiple of student.heads",
+        ),
         ([*COMPLETE, "--optimisation.warmup_steps", "5000"], "fewer than optimisation.steps"),
         (
             [*COMPLETE, "--corpus.mask_probability", "0", "--objective.kd_tokens", "masked"],
@@ -152,6 +155,56 @@ def test_a_wrong_file_is_refused_with_the_remedy(tmp_path, content, said):
 def test_a_wrong_command_is_refused_with_the_remedy(argv, said):
     with pytest.raises(ValueError, match=said):
         recipe_of(*argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "steps", "line"),
+    [
+        (
+            [*COMPLETE, "--steps", "50"],
+            5,
+            "100 would not be below optimisation.steps (50); it is 5",
+        ),
+        ([*COMPLETE, "--steps", "100"], 10, "100 would not be below optimisation.steps (100)"),
+        ([*COMPLETE, "--steps", "101"], 100, ""),
+        (["--recipe", "paper", "--steps", "250"], 2, "1,000 would not be below"),
+        (["--recipe", "quickstart", "--steps", "1"], 0, "20 would not be below"),
+        ([*COMPLETE, "--steps", "9", "--optimisation.warmup_steps", "8"], 8, ""),
+    ],
+)
+def test_a_warm_up_that_nobody_set_is_shortened_in_proportion_with_a_line(
+    argv, steps, line, capsys
+):
+    assert recipe_of(*argv).optimisation.warmup_steps == steps
+    assert line in capsys.readouterr().out
+
+
+def test_a_warm_up_that_somebody_set_is_refused(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("optimisation: {warmup_steps: 100}\n")
+    for argv in (["--recipe", str(file)], ["--optimisation.warmup_steps", "100"]):
+        with pytest.raises(
+            ValueError, match=r"warmup_steps: got 100, .* fewer than .*steps \(50\)"
+        ):
+            recipe_of(*COMPLETE, *argv, "--steps", "50")
+    file.write_text("optimisation: {steps: 50}\n")
+    assert recipe_of(*COMPLETE, "--recipe", str(file)).optimisation.warmup_steps == 5
+    assert "would not be below optimisation.steps (50)" in capsys.readouterr().out
+
+
+def test_a_warm_start_is_shortened_with_the_steps(capsys):
+    given = parse_command(
+        AdaptRecipe,
+        ["--recipe", "from-scratch", "--corpus.paths", "c", "--steps", "520"],
+        program="comet.adapt",
+        description="",
+        shortcuts={"--steps": "optimisation.steps"},
+        default_recipe=lambda flags: None,
+    )
+    recipe = build(AdaptRecipe, given.content)
+    assert recipe.warm_start.steps == 450
+    assert recipe.optimisation.warmup_steps == 100
+    assert "warm_start.steps: 4,500 would not be below" in capsys.readouterr().out
 
 
 def test_a_contradiction_names_the_field():

@@ -1,11 +1,14 @@
 """Grids as people write them: what they mean, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from comet.experiments.grid import read_grid
 from comet.experiments.plan import make_plan
 from comet.experiments.written import GRIDS
+from comet.student_recipe import Sizes
 
 SHARED = {
     "teacher": "a/teacher",
@@ -45,6 +48,29 @@ def test_nested_and_dotted_keys_are_the_same(read):
             "objective": {"alpha": 1.0},
             "student": {"layers": 2},
         }
+
+
+def test_warm_ups_of_shipped_grids_and_recipes_are_shortened_with_the_steps(read, capsys):
+    given = {"teacher": "t", "distill.corpus.paths": ["toy"], "distill.optimisation.steps": 100}
+    grid = read_grid("ablation", given)
+    assert grid.cells[0].content("distill")["optimisation"]["warmup_steps"] == 5
+    assert "optimisation.warmup_steps: 500 would not be below" in capsys.readouterr().out
+    shared = {"adapt": {"recipe": "from-scratch", "optimisation.steps": 52}, "cells": {"one": {}}}
+    grid = read(shared)
+    assert grid.adapt["optimisation.warmup_steps"] == 1
+    assert grid.adapt["warm_start.steps"] == 45
+    own = {**SHARED, "distill.optimisation": {"steps": 9, "warmup_steps": 9}, "cells": {"one": {}}}
+    with pytest.raises(ValueError, match=r"warmup_steps: got 9, expected .* fewer than"):
+        make_plan(read(own), Path("x"))
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in GRIDS.glob("*.yaml")))
+def test_students_of_shipped_grids_have_sizes_of_their_own_or_the_teachers(name):
+    """One that named some alone would have the others from whatever teacher it gets."""
+    grid = read_grid(name, {"distill.corpus.paths": ["toy"], "adapt.corpus.paths": ["toy"]})
+    for cell in grid.cells:
+        student = cell.content("distill").get("student", {})
+        assert len(student.keys() & set(Sizes._fields)) in (0, 4), cell.name
 
 
 def test_axes_are_multiplied_and_cells_follow(read):

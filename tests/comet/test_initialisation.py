@@ -487,6 +487,7 @@ def test_a_named_student_that_is_no_smaller_or_has_fewer_positions_is_refused(
 
 
 def test_the_command_writes_over_nothing(teacher_folder, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"--output: .* exists"):
         initialise(["--teacher", str(teacher_folder), "--corpus", "toy", "--output", str(tmp_path)])
 
