@@ -241,7 +241,7 @@ def make_model(
         # the main process alone has the run folder
         tokenizer = on_main(lambda: _tokenizer(wanted, corpus, saved))
         model = random_model(AutoModelForMaskedLM, encoder_config(wanted, tokenizer))
-    require_embedded(tokenizer, model, flag="--tokenizer" if wanted.tokenizer else "--model")
+    require_embedded(tokenizer, model.config, flag="--tokenizer" if wanted.tokenizer else "--model")
     lengths = {"corpus.max_length": recipe.corpus.max_length}
     if recipe.warm_start.steps:
         lengths["warm_start.max_length"] = recipe.warm_start.max_length

@@ -117,7 +117,7 @@ def _load_encoder(
     device: torch.device,
 ) -> TappedEncoder:
     model = load_masked_lm(name, revision=revision)
-    require_embedded(tokenizer, model, flag="--teacher")
+    require_embedded(tokenizer, model.config, flag="--teacher")
     require_positions(model, recipe.corpus.max_length, "corpus.max_length", "the teacher")
     encoder = TappedEncoder(model, recipe.teacher.attention_layer)
     round_weights(encoder, recipe.optimisation.precision, device)

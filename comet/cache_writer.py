@@ -69,11 +69,21 @@ class Reader:
 
     @torch.no_grad()
     def read(self, batch: Batch, kept: Kept) -> dict[str, Tensor]:
-        """A batch and what the teacher says to it, as they are stored."""
+        """A batch and what the teacher says to it, as they are stored.
+
+        Raises:
+            ValueError: not all of it is finite.
+        """
         start = time.perf_counter()
         halved = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype if halved else None, enabled=halved):
             said = self.teacher.read(batch.to(self.device))
+        for value in (said.hidden, said.attention_map):
+            if value is not None and not value.isfinite().all():
+                raise ValueError(
+                    f"--teacher: its outputs are not all finite (NaN or infinite) in {str(self.dtype)[6:]}, so nothing "
+                    "could be learnt from them; try --optimisation.precision float32, or another teacher"
+                )
         if kept.kind == "logits":
             assert said.hidden is not None
             head = self.teacher.output_weight, self.teacher.output_bias

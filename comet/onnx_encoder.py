@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from comet.batch import Batch
-from comet.students import load_tokenizer
+from comet.pretrained import load_config
+from comet.students import load_tokenizer, require_embedded
 from comet.task_model import ModelCard, TaskEncoder, load_tuned, read_card
 
 GRAPH = "model.onnx"
@@ -47,7 +48,9 @@ def load_encoder(folder: Path, *, flag: str = "--model") -> Encoder:
         return Encoder(TaskEncoder(tuned.model), tuned.tokenizer, tuned.card)
     card = read_card(folder, flag=flag)
     model = OnnxEncoder(folder / GRAPH, flag=flag)
-    return Encoder(model, load_tokenizer(str(folder), flag=flag), card)
+    tokenizer = load_tokenizer(str(folder), flag=flag)
+    require_embedded(tokenizer, load_config(str(folder), flag=flag), flag=flag)
+    return Encoder(model, tokenizer, card)
 
 
 class OnnxEncoder(nn.Module):
@@ -64,6 +67,7 @@ class OnnxEncoder(nn.Module):
     def __init__(self, file: Path, *, flag: str = "--model") -> None:
         super().__init__()
         threads = torch.get_num_threads()  # of OMP_NUM_THREADS too
+        self._name = f"{flag}: {file}"
         self._session = open_session(file, session_options(file, threads, flag), flag)
 
     def forward(self, batch: Batch) -> tuple[Tensor, None]:
@@ -74,6 +78,10 @@ class OnnxEncoder(nn.Module):
             [OUTPUT], dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True))
         )
         logits = torch.from_numpy(found)
+        if not logits.isfinite().all():
+            raise ValueError(
+                f"{self._name}: its logits are not all finite (NaN or infinite); export the model again"
+            )
         if logits.ndim == 3:
             logits = logits.flatten(0, 1).index_select(0, batch.kd_positions.cpu())
         return logits, None

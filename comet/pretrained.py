@@ -284,8 +284,13 @@ def _require_finite_model(model: PreTrainedModel) -> None:
             require_finite(name, value)
 
 
-def require_finite(name: str, value: torch.Tensor) -> None:
+def require_finite(name: str, value: torch.Tensor, source: str = "") -> None:
     """Refuse a tensor that holds NaN or infinity; a look at each number, without a copy.
+
+    Args:
+        name: of the tensor, for the message.
+        value: of any dtype.
+        source: what it is from, as the message begins.
 
     Raises:
         ValueError: it holds one.
@@ -296,8 +301,8 @@ def require_finite(name: str, value: torch.Tensor) -> None:
     if not (lowest.isfinite() and highest.isfinite()):
         count = int((~value.isfinite()).sum())
         raise ValueError(
-            f"{count:,} of the {value.numel():,} numbers of {name} are not finite (NaN or infinite); "
-            "its training diverged or the file is damaged"
+            f"{source}{': ' if source else ''}{count:,} of the {value.numel():,} numbers of {name} are not finite "
+            "(NaN or infinite); its training diverged or the file is damaged"
         )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from comet.environment import machine_bytes
 from comet.objective_recipe import ObjectiveRecipe
+from comet.pretrained import require_finite
 
 LARGE_BYTES = 1 << 30  # from here on a projection's size is worth a line
 
@@ -159,6 +160,7 @@ class Kronecker(nn.Module):
                     f"objective.projection_start: {path} has {name} {shape or 'not'}, expected "
                     f"{list(ours.shape)}: [projection_terms, corpus.max_length, corpus.max_length]"
                 )
+            require_finite(name, saved[name], f"objective.projection_start: {path}")
             with torch.no_grad():
                 ours.copy_(saved[name])
 

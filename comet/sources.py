@@ -83,7 +83,7 @@ def online_sources(
     name, revision = teacher_of(recipe, teacher_name, corpus)
     model = load_masked_lm(name, revision=revision)
     tokenizer = load_tokenizer(name, revision=revision)
-    require_embedded(tokenizer, model, flag="--teacher")
+    require_embedded(tokenizer, model.config, flag="--teacher")
     masking = Masking(
         tokenizer, recipe.corpus.mask_probability, recipe.objective.kd_tokens, recipe.run.seed
     )

@@ -390,16 +390,20 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def require_embedded(
-    tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, *, flag: str
+    tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig, *, flag: str
 ) -> None:
     """Refuse a tokenizer with more entries than the model embeds.
 
     Raises:
         ValueError: it has more.
     """
-    if len(tokenizer) > model.config.vocab_size:
+    entries = (
+        max(tokenizer.get_vocab().values()) + 1
+    )  # more than there are where numbers are left out
+    if entries > config.vocab_size:
         raise ValueError(
-            f"{flag}: the tokenizer has {len(tokenizer)} entries, the model embeds {model.config.vocab_size}"
+            f"{flag}: the tokenizer has {entries:,} entries, the model embeds {config.vocab_size:,}; give the "
+            "tokenizer that it was trained with, or resize its embeddings (resize_token_embeddings) and train them"
         )
 
 

@@ -168,7 +168,9 @@ def load_tuned(folder: Path, *, flag: str = "--model") -> Tuned:
     """
     card = read_card(folder, flag=flag)
     model, _ = load_model(HEADS[card.kind], str(folder), flag=flag)
-    return Tuned(model, load_tokenizer(str(folder), flag=flag), card)
+    tokenizer = load_tokenizer(str(folder), flag=flag)
+    require_embedded(tokenizer, model.config, flag=flag)
+    return Tuned(model, tokenizer, card)
 
 
 def save_tuned(
@@ -213,7 +215,7 @@ def make_task_model(
     else:
         model = _pretrained(recipe.model, config, task)
     require_positions(model, recipe.max_length, "model.max_length", "the model")
-    require_embedded(tokenizer, model, flag="--model")
+    require_embedded(tokenizer, model.config, flag="--model")
     return model
 
 

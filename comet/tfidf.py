@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -20,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from comet.corpus.documents import composed
 from comet.durable import folder_aside
 from comet.formats import NewerFormatError, require_known_format, stamp
+from comet.pretrained import require_finite
 
 if TYPE_CHECKING:  # imported where it is used, as it takes seconds that other models need not wait
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -152,6 +154,9 @@ class TfidfModel:
             require_known_format(f"--model: {folder}", settings, FORMAT)
             ngrams = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
             tensors = load_file(folder / WEIGHTS)
+            for name, values in tensors.items():
+                known = values[~np.isneginf(values)]  # the bias of a label without a text
+                require_finite(name, torch.from_numpy(known if name == "bias" else values))
             model = cls(settings["labels"], settings["languages"])
             model._weights_LV, model._bias_L = tensors["weights"], tensors["bias"]
             vectorizer = TfidfVectorizer(**_NGRAMS, vocabulary=ngrams)

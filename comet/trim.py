@@ -31,9 +31,9 @@ from comet.corpus import Corpus, open_corpus
 from comet.coverage import Coverage
 from comet.coverage import coverage as coverage_of
 from comet.durable import folder_aside, require_new_folder, write_json
-from comet.pretrained import model_folder
+from comet.pretrained import load_config, model_folder
 from comet.processes import say
-from comet.students import load_tokenizer
+from comet.students import load_tokenizer, require_embedded
 from comet.task_model import CARD, read_card, sizes
 from comet.trimmed_weights import load_as_saved, write_trimmed
 from comet.vocabulary import Choice, Vocabulary, count_pieces
@@ -113,6 +113,7 @@ def trim(
     require_new_folder(output)
     folder = model_folder(model, revision=revision, flag="--model")
     tokenizer = load_tokenizer(str(folder), flag="--model")
+    require_embedded(tokenizer, load_config(str(folder)), flag="--model")
     vocabulary = Vocabulary(tokenizer)
     counts = count_pieces(
         tokenizer,

@@ -53,8 +53,7 @@ def write_trimmed(folder: Path, kept: np.ndarray, output: Path) -> dict[str, int
             held = file.keys()
             for name in held:
                 tensor = file.get_tensor(name)
-                with said_plainly("--model", str(folder)):
-                    require_finite(name, tensor)
+                require_finite(name, tensor, f"--model: {folder}")
                 before += tensor.numel()
                 tensors[name] = tensor[index] if name in names else tensor
     if not names & tensors.keys():

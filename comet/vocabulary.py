@@ -268,6 +268,8 @@ class Vocabulary:
             truncation_side=self.tokenizer.truncation_side,
             model_input_names=self.tokenizer.model_input_names,
             clean_up_tokenization_spaces=self.tokenizer.clean_up_tokenization_spaces,
+            split_special_tokens=self.tokenizer.split_special_tokens,
+            extra_special_tokens=self.tokenizer.extra_special_tokens,
             **self.tokenizer.special_tokens_map,
         )
 

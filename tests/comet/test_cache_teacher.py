@@ -1,6 +1,7 @@
 """The command, and whole tiny runs from what it makes."""
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tiny import TINY_RUN, TINY_STUDENT
 from transformers import AutoModelForMaskedLM
 
@@ -246,6 +248,36 @@ def test_a_folder_with_something_else_is_left_alone(hidden, arguments, tmp_path)
         main([*arguments, "--corpus.max_length", "16", "--batches", "4", "--output", str(hidden)])
     with pytest.raises(ValueError, match="holds another cache: steps is 4 there, 8 here"):
         main([*arguments, "--output", str(hidden)])
+
+
+def test_a_teacher_whose_weights_are_no_numbers_is_refused_before_anything_is_written(
+    arguments, teacher_folder, tmp_path
+):
+    shutil.copytree(teacher_folder, tmp_path / "teacher")
+    weights = load_file(tmp_path / "teacher/model.safetensors")
+    weights["lm_head.bias"][7] = -math.inf
+    save_file(weights, tmp_path / "teacher/model.safetensors", metadata={"format": "pt"})
+    given = [*arguments, "--teacher", str(tmp_path / "teacher"), "--batches", "1"]
+    with pytest.raises(ValueError, match=r"--teacher: .* of lm_head\.bias are not finite"):
+        main([*given, "--output", str(tmp_path / "cache")])
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("part", ["hidden", "attention_map"])
+@pytest.mark.parametrize("keep", ["hidden", "logits"])
+def test_outputs_that_are_no_numbers_are_not_stored(arguments, tmp_path, monkeypatch, part, keep):
+    read = OnlineTeacher.read
+
+    def overflowing(self, batch):
+        said = read(self, batch)
+        getattr(said, part).view(-1)[0] = math.nan
+        return said
+
+    monkeypatch.setattr(OnlineTeacher, "read", overflowing)
+    given = [*arguments, "--batches", "1", "--keep", keep, "--output", str(tmp_path / "cache")]
+    with pytest.raises(ValueError, match=r"--teacher: its outputs are not all finite"):
+        main(given)
+    assert not list((tmp_path / "cache").glob("steps-*"))
 
 
 def test_a_cache_of_logits_has_one_temperature(every_logit, arguments):

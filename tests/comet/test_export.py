@@ -398,6 +398,18 @@ def test_a_graph_that_is_off_in_float32_is_refused(sources, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+def test_logits_that_are_no_numbers_end_a_prediction(exported, monkeypatch):
+    classifier = Classifier(exported("bert"))
+
+    class Session:
+        def run(self, *_):
+            return [np.array([[np.nan, 0.0, 0.0]], np.float32)]
+
+    monkeypatch.setattr(classifier._encoder._model, "_session", Session())
+    with pytest.raises(ValueError, match=r"--model: .*model\.onnx: its logits are not all finite"):
+        classifier.predict(["sannu"])
+
+
 def test_missing_packages_and_broken_files_are_named(sources, exported, tmp_path, monkeypatch):
     broken = tmp_path / "broken"
     broken.mkdir()

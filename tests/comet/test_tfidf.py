@@ -1,9 +1,11 @@
 import json
+import shutil
 import unicodedata
 
 import numpy as np
 import pytest
 from real_data import DATA, needs_real_data
+from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
@@ -91,6 +93,11 @@ def test_what_cannot_be_fitted_or_loaded_ends_with_one_clear_line(tmp_path):
         (lambda: TfidfModel.load(tmp_path), "--model: .* holds no TF-IDF model"),
     ]
     fitted().save(tmp_path / "model")
+    shutil.copytree(tmp_path / "model", tmp_path / "nan")
+    weights = load_file(tmp_path / "nan/tfidf.safetensors")
+    weights["bias"][0] = float("nan")
+    save_file(weights, tmp_path / "nan/tfidf.safetensors")
+    cases.append((lambda: TfidfModel.load(tmp_path / "nan"), "numbers of bias are not finite"))
     (tmp_path / "model/vocabulary.json").write_text(json.dumps(["ab", "cd"]))
     cases.append((lambda: TfidfModel.load(tmp_path / "model"), "holds no TF-IDF model"))
     for call, message in cases:

@@ -2,13 +2,16 @@
 
 import itertools
 import json
+import shutil
 import unicodedata
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 from tiny_tasks import recipe_for, write_sentiment
 from tokenizers import (
+    AddedToken,
     Tokenizer,
     decoders,
     models,
@@ -115,6 +118,33 @@ def test_text_whose_pieces_were_all_kept_has_the_same_ids_one_to_one(source):
             source.decode(before, skip_special_tokens=True).strip()
         )
     assert min(same, changed) > 100
+
+
+def test_added_tokens_keep_their_flags_and_special_ones_their_roles(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    more = AutoTokenizer.from_pretrained(tmp_path)
+    more.add_special_tokens(
+        {"extra_special_tokens": [AddedToken("<hau>", rstrip=True, special=True), "<yor>"]}
+    )
+    more.add_tokens([AddedToken("@user", single_word=True, normalized=False), "<url>"])
+    more.add_special_tokens({"sep_token": "<sep>"})
+    more.split_special_tokens = True
+    more.save_pretrained(tmp_path)
+    source = AutoTokenizer.from_pretrained(tmp_path, language_token="<lang>")
+    trimmed, _ = chosen(source, len(source) - 90)
+    trimmed.save_pretrained(tmp_path / "trimmed")
+    for one in (trimmed, AutoTokenizer.from_pretrained(tmp_path / "trimmed")):
+        assert one.special_tokens_map == source.special_tokens_map
+        assert one.extra_special_tokens == source.extra_special_tokens == ["<hau>", "<yor>"]
+        assert set(one.all_special_tokens) == set(source.all_special_tokens)
+        assert one.split_special_tokens == source.split_special_tokens
+        assert flags(one) == flags(source)
+        assert one.tokenize("@user sannu<hau> <url>") == source.tokenize("@user sannu<hau> <url>")
+
+
+def flags(tokenizer):
+    added = json.loads(tokenizer.backend_tokenizer.to_str())["added_tokens"]
+    return {one.pop("content"): {**one, "id": None} for one in added}
 
 
 def test_special_tokens_keep_their_roles(source):
@@ -276,6 +306,47 @@ def test_what_cannot_be_is_said_and_nothing_written(teacher_folder, tmp_path, gi
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused_before_the_corpus_is_read(
+    tokenizer, tmp_path, monkeypatch
+):
+    tiny_model("xlm-r", len(tokenizer) - 2).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(trimming, "count_pieces", None)
+    entries = f"{len(tokenizer):,} entries, the model embeds {len(tokenizer) - 2:,}"
+    with pytest.raises(ValueError, match=f"--model: the tokenizer has {entries}"):
+        trim(str(tmp_path / "model"), toy(), tmp_path / "trimmed", size=400)
+    assert not (tmp_path / "trimmed").exists()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(teacher_folder, tmp_path, number):
+    source = tmp_path / "model"
+    shutil.copytree(teacher_folder, source)
+    weights = load_file(source / "model.safetensors")
+    name = next(name for name in weights if name.endswith("output.dense.weight"))
+    weights[name].view(-1)[0] = number
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"--model: .* of {name} are not finite"):
+        trim(str(source), toy(), tmp_path / "trimmed", coverage=0.9)
+    assert not (tmp_path / "trimmed").exists()
+
+
+@pytest.mark.parametrize("architectures", [None, ["XLMRobertaForMaskedLM"]])
+def test_what_weights_a_configuration_without_architectures_has_is_seen(
+    teacher_folder, tmp_path, architectures
+):
+    source = tmp_path / "model"
+    shutil.copytree(teacher_folder, source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "architectures": architectures}))
+    report = trim(str(source), toy(), tmp_path / "trimmed", coverage=0.9)
+    assert report["entries"]["after"] < report["entries"]["before"]
+    assert report["parameters"]["after"] < report["parameters"]["before"]
+    assert report["proof"]["identical"]
+    trimmed = AutoModelForMaskedLM.from_pretrained(tmp_path / "trimmed")
+    assert trimmed.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "trimmed"))
 
 
 def test_text_in_a_script_that_the_tokenizer_does_not_know_is_refused(teacher_folder, tmp_path):
