@@ -215,7 +215,7 @@ def _inputs(recipe: AdaptRecipe, corpus: Corpus) -> dict[str, Input]:
     if wanted.model is not None:
         found |= model_inputs("model", wanted.model, tokenizer=wanted.tokenizer is None)
     if wanted.tokenizer is not None:
-        found |= tokenizer_input("tokenizer", wanted.tokenizer)
+        found |= tokenizer_input("tokenizer", wanted.tokenizer, flag="--tokenizer")
     return found
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -114,13 +114,22 @@ def fingerprint_of_weights(name_or_folder: str, revision: str | None) -> str:
     Raises:
         ValueError: they are not on this machine.
     """
-    try:
-        folder = folder_here(name_or_folder, revision, ["*.safetensors"])
-    except ValueError as error:
-        raise ValueError(
-            f"--teacher: {name_or_folder} is not on this machine, so it cannot be compared with the "
-            "teacher of the cache; leave out --teacher to train from the cache alone"
-        ) from error
+    folder = Path(name_or_folder)
+    if not folder.is_dir():
+        try:
+            folder = Path(
+                snapshot_download(
+                    name_or_folder,
+                    revision=revision,
+                    allow_patterns=["*.safetensors"],
+                    local_files_only=True,
+                )
+            )
+        except (LocalEntryNotFoundError, ValueError) as error:
+            raise ValueError(
+                f"--teacher: {name_or_folder} is not on this machine, so it cannot be compared with the "
+                "teacher of the cache; leave out --teacher to train from the cache alone"
+            ) from error
     found = fingerprint_of_files(folder.glob("*.safetensors"))
     if not found:
         raise ValueError(f"--teacher: {name_or_folder} holds no weights (*.safetensors)")
@@ -131,27 +140,6 @@ def fingerprint_of_files(files: Iterable[Path]) -> str:
     """A SHA-256 of the names and contents of files, in the order of their names; empty without any."""
     lines = [f"{file.name} {checksum(file)}" for file in sorted(files)]
     return _hash("\n".join(lines)) if lines else ""
-
-
-def folder_here(name_or_folder: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """Where files of a model are on this machine: its folder, or that of a revision that came from the hub.
-
-    Raises:
-        ValueError: it is not here.
-    """
-    if Path(name_or_folder).is_dir():
-        return Path(name_or_folder)
-    try:
-        return Path(
-            snapshot_download(
-                name_or_folder,
-                revision=revision,
-                allow_patterns=list(patterns),
-                local_files_only=True,
-            )
-        )
-    except (LocalEntryNotFoundError, ValueError) as error:  # or a name that no model can have
-        raise ValueError(f"{name_or_folder} is not on this machine") from error
 
 
 def fingerprint_of_tokenizer(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -168,7 +168,7 @@ def _inputs(recipe: DistillRecipe, sources: Sources) -> dict[str, Input]:
     """What a run reads: teacher and text or a cache, and what student and projection start from."""
     found = sources.inputs()
     if recipe.student.model is not None:
-        found |= model_inputs("student", recipe.student.model)
+        found |= model_inputs("student", recipe.student.model, flag="--student")
     if recipe.objective.projection_start is not None:
         found |= file_input("projection start", Path(recipe.objective.projection_start))
     return found

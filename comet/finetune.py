@@ -122,7 +122,9 @@ def finetune(recipe: FinetuneRecipe, folder: Path, *, resume: bool = False) -> d
     name, tokenizer = str(recipe.model.model), None
     if name != TFIDF:
         tokenizer = load_tokenizer(name, flag="--model")
-        inputs |= on_main(lambda: model_inputs("model", name))
+        inputs |= on_main(
+            lambda: model_inputs("model", name, weights=recipe.model.initial != "random")
+        )
     run.reads(inputs)
     with run.recorded(**facts):
         say(_announcement(recipe, train, dev, folder))
@@ -239,7 +241,7 @@ def _teacher_inputs(recipe: FinetuneRecipe, language: str) -> dict[str, Input]:
     assert recipe.teacher.model is not None
     found = find_model(recipe.teacher.model, language, flag="--teacher")
     role = f"{language} teacher" if recipe.run.per_language else "teacher"
-    return model_inputs(role, str(found.folder))
+    return model_inputs(role, str(found.folder), flag="--teacher")
 
 
 def _floor(recipe: FinetuneRecipe, folder: Path, train: TaskData) -> dict[str, Lessons]:

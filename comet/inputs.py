@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from comet.cache_files import fingerprint_of_files, folder_here
+from comet.cache_files import fingerprint_of_files
 from comet.corpus import Corpus
 from comet.corpus.documents import content_hash
 from comet.durable import checksum
+from comet.pretrained import CONFIG, model_folder, said_plainly, weight_files
 
-CONFIG = "config.json"
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -43,33 +43,45 @@ class Input(NamedTuple):
 
 
 def model_inputs(
-    role: str, name_or_folder: str, revision: str | None = None, *, tokenizer: bool = True
+    role: str,
+    name_or_folder: str,
+    revision: str | None = None,
+    *,
+    flag: str = "--model",
+    weights: bool = True,
+    tokenizer: bool = True,
 ) -> dict[str, Input]:
-    """Weights, configuration and tokenizer of a model that was loaded, and so is on this machine.
+    """Weights, configuration and tokenizer of a model, which is fetched where it is on the hub alone.
 
     Args:
         role: what it is called in messages, as in `teacher`.
         name_or_folder: a folder or hub id.
         revision: branch, tag or commit on the hub.
-        tokenizer: whether its tokenizer is read too.
+        flag: the option that named it, for messages.
+        weights: whether its weights are read too.
+        tokenizer: whether its tokenizer is.
+
+    Raises:
+        ValueError: it is not there.
     """
-    folder = folder_here(name_or_folder, revision, ["*.safetensors", *_TOKENIZER_FILES, CONFIG])
+    folder = model_folder(name_or_folder, revision=revision, flag=flag, weights=weights)
     # the hub's cache names a folder by the commit
     source = (
         f"{name_or_folder}@{folder.name}" if folder.parent.name == "snapshots" else name_or_folder
     )
-    found = {
-        f"{role} weights": fingerprint_of_files(folder.glob("*.safetensors")),
-        f"{role} configuration": fingerprint_of_config(str(folder)),
-    }
+    found = {}
+    if weights:
+        with said_plainly(flag, name_or_folder):
+            found[f"{role} weights"] = fingerprint_of_files(weight_files(folder, name_or_folder))
+    found[f"{role} configuration"] = fingerprint_of_config(str(folder))
     if tokenizer:
         found[f"{role} tokenizer"] = _of_tokenizer(folder)
     return {name: Input(source, one) for name, one in found.items()}
 
 
-def tokenizer_input(role: str, name_or_folder: str) -> dict[str, Input]:
+def tokenizer_input(role: str, name_or_folder: str, *, flag: str) -> dict[str, Input]:
     """A tokenizer alone, likewise."""
-    folder = folder_here(name_or_folder, None, _TOKENIZER_FILES)
+    folder = model_folder(name_or_folder, flag=flag, needed="tokenizer_config.json", weights=False)
     return {role: Input(name_or_folder, _of_tokenizer(folder))}
 
 
@@ -105,8 +117,8 @@ def changed_inputs(before: Mapping[str, Input], now: Mapping[str, Input]) -> lis
 
 def fingerprint_of_config(name_or_folder: str, revision: str | None = None) -> str:
     """A SHA-256 of what a model's configuration says, but for where and by which version it was saved."""
-    file = folder_here(name_or_folder, revision, [CONFIG]) / CONFIG
-    content = json.loads(file.read_text(encoding="utf-8"))
+    folder = model_folder(name_or_folder, revision=revision, weights=False)
+    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     own = {name: value for name, value in content.items() if name not in _OF_THE_SAVING}
     return content_hash(json.dumps(own, sort_keys=True))
 

@@ -114,7 +114,7 @@ def online_sources(
         load_teacher=lambda: load_masked_lm(name, revision=revision),
         first_batches=lambda: first_batches(corpus, masking, recipe),
         inputs=lambda: {
-            **model_inputs("teacher", name, revision),
+            **model_inputs("teacher", name, revision, flag="--teacher"),
             **text_input(corpus, recipe.corpus.paths),
         },
         facts={"teacher": name, **corpus_facts(corpus, covered)},

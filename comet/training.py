@@ -250,7 +250,8 @@ class Training:
         ]
         say(
             f"steps    {recipe.steps:,} instead of {before:,}: from step {self.step:,} on, learning rate and other "
-            f"schedules are those of a run of {recipe.steps:,} steps (learning rate {rates[1]:.3g} instead of {rates[0]:.3g})"
+            f"schedules are those of a run of {recipe.steps:,} steps "
+            f"(learning rate {rates[1]:.3g} instead of {rates[0]:.3g})"
         )
 
     def _train_step(self, signals: StopSignals) -> bool:

@@ -7,6 +7,7 @@ import shutil
 import pytest
 from tiny import TINY_RUN
 
+from comet import pretrained
 from comet.corpus import lines, open_corpus
 from comet.distill import main
 from comet.durable import sampled_checksum
@@ -61,6 +62,23 @@ def test_of_a_model_weights_configuration_and_tokenizer_are_told_apart(teacher_f
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     found = changed_inputs(before, model_inputs("teacher", str(folder)))
     assert found == ["teacher weights", "teacher configuration", "teacher tokenizer"]
+
+
+def test_a_model_of_the_hub_is_fetched_whole_and_named_by_its_commit(
+    teacher_folder, tmp_path, monkeypatch
+):
+    snapshot = tmp_path / "snapshots" / "0123abc"
+
+    def fetch(name, *, revision, allow_patterns, **_):
+        assert (name, revision) == ("owner/teacher", "main")
+        if "*.safetensors" in allow_patterns:
+            shutil.copytree(teacher_folder, snapshot, dirs_exist_ok=True)
+        return str(snapshot)
+
+    monkeypatch.setattr(pretrained, "snapshot_download", fetch)
+    found = model_inputs("teacher", "owner/teacher", "main")
+    assert {one.source for one in found.values()} == {"owner/teacher@0123abc"}
+    assert changed_inputs(found, model_inputs("teacher", str(teacher_folder))) == []
 
 
 def test_what_another_version_named_is_left_out():
