@@ -21,6 +21,7 @@ from comet.batches import IGNORED_LABEL
 from comet.durable import checksum, file_aside
 
 _OPEN_FILES = 8
+_DIFFERS = "its checksum differs from what was written"
 
 
 def tensors_of(batch: Batch, teacher: TeacherOutputs) -> dict[str, Tensor]:
@@ -105,7 +106,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """
     with file_aside(path) as partial:
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-        return {"bytes": partial.stat().st_size, "sha256": checksum(partial)}
+        return describe(partial)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
+    return {"bytes": path.stat().st_size, "sha256": checksum(path)}
 
 
 def fingerprint_of_weights(name_or_folder: str, revision: str | None) -> str:
@@ -182,7 +188,7 @@ class CheckedFiles:
             size = path.stat().st_size if path.is_file() else None
             if size != described["bytes"]:
                 found = "is missing" if size is None else f"has {size} bytes"
-                raise _damaged(path, f"{found}, {described['bytes']} were written")
+                raise damaged(path, f"{found}, {described['bytes']} were written")
 
     def tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
         """The tensors of a file whose names begin so, without that beginning; views of the file.
@@ -197,7 +203,19 @@ class CheckedFiles:
                 one[len(prefix) :]: file.get_tensor(one) for one in names if one.startswith(prefix)
             }
         except (OSError, SafetensorError) as error:
-            raise _damaged(path, str(error)) from error
+            raise damaged(path, str(error)) from error
+
+    def require_whole(self, folder: str) -> None:
+        """Compare files of a folder with their checksums, at once.
+
+        Raises:
+            ValueError: one is not the one that was written.
+        """
+        for name, described in self._described.items():
+            if name.startswith(f"{folder}/") and name not in self._sound:
+                if checksum(self._folder / name) != described["sha256"]:
+                    raise damaged(self._folder / name, _DIFFERS)
+                self._sound.add(name)
 
     def require_sound(self, *, wait: bool) -> None:
         """Report on checks that have ended, or wait for all.
@@ -208,9 +226,7 @@ class CheckedFiles:
         for name, check in list(self._checks.items()):
             if wait or check.done():
                 if check.result() != self._described[name]["sha256"]:
-                    raise _damaged(
-                        self._folder / name, "its checksum differs from what was written"
-                    )
+                    raise damaged(self._folder / name, _DIFFERS)
                 self._sound.add(name)
                 del self._checks[name]
 
@@ -227,7 +243,8 @@ class CheckedFiles:
         return opened
 
 
-def _damaged(path: Path, why: str) -> ValueError:
+def damaged(path: Path, why: str) -> ValueError:
+    """What is said of a file of a cache that is not what was written."""
     return ValueError(
         f"--teacher-cache: {path} is damaged ({why}); remove the folder and make it again with "
         "python -m comet.cache_teacher"

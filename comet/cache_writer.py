@@ -19,11 +19,12 @@ from transformers import PreTrainedTokenizerFast
 
 from comet.batch import Batch, TeacherOutputs
 from comet.batches import StepBatches
-from comet.cache_files import tensors_of, write_tensors
+from comet.cache_files import describe, tensors_of, write_tensors
 from comet.configuration import contradiction
 from comet.durable import (
     UnwritableError,
     is_as_good_as_empty,
+    sealed,
     sweep,
     write_json,
     writing,
@@ -113,7 +114,13 @@ class Writer:
         is_of: Mapping[str, Callable[[str], bool]] | None = None,
     ) -> None:
         self.folder = folder
-        progress = {"complete": False, "files": {}, "shards": [], "seconds": 0.0}
+        progress = {
+            "complete": False,
+            "files": {},
+            "teacher_files": {},
+            "shards": [],
+            "seconds": 0.0,
+        }
         self.index: dict[str, Any] = {**identity, **progress}
         if (folder / INDEX).exists():
             self.index = read_index(folder)
@@ -135,6 +142,9 @@ class Writer:
         with writing(self.folder / TEACHER):
             encoder.model.config.save_pretrained(self.folder / TEACHER)
             tokenizer.save_pretrained(self.folder / TEACHER)
+        self.index["teacher_files"] = {
+            path.name: describe(path) for path in sorted((self.folder / TEACHER).iterdir())
+        }
         head = {"weight": encoder.output_weight.detach()}
         if encoder.output_bias is not None:
             head["bias"] = encoder.output_bias.detach()
@@ -148,7 +158,7 @@ class Writer:
     def save(self, **facts: Any) -> None:
         """Write the index."""
         self.index |= facts
-        write_json(self.folder / INDEX, self.index)
+        write_json(self.folder / INDEX, sealed(self.index))
 
     @contextlib.contextmanager
     def full_disk_said(self) -> Iterator[None]:

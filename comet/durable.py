@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
+SEAL = "sha256"
 _ADVICE = "make room or the folder writable, and start again"
 _BLOCK = 1 << 24
 _SAMPLE = 1 << 17  # bytes of a block of a file that is not read whole
@@ -85,6 +86,52 @@ def sampled_checksum(path: Path, most: int) -> tuple[str, bool]:
     return digest.hexdigest(), False
 
 
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON content with a checksum of it, for a file that others are made from."""
+    return {**content, SEAL: _digest(content)}
+
+
+def unsealed(content: Mapping[str, Any], *, required: bool = False) -> dict[str, Any]:
+    """The content without its checksum.
+
+    Args:
+        content: as it was read.
+        required: whether it must have one; earlier versions wrote none.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    rest = {name: value for name, value in content.items() if name != SEAL}
+    if (SEAL in content or required) and content.get(SEAL) != _digest(rest):
+        raise ValueError("its checksum differs from what was written")
+    return rest
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    as_read = json.loads(json.dumps(content))  # whose keys are text
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a folder by its path in it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): checksum(path) for path in files}
+
+
+def require_checksums(folder: Path, known: Mapping[str, str]) -> None:
+    """Compare files of a folder with their checksums.
+
+    Raises:
+        ValueError: one is missing or is not what was written.
+    """
+    for name, digest in known.items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{name} is missing")
+        if checksum(path) != digest:
+            raise ValueError(f"the checksum of {name} differs from what was written")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all; several processes may do so at once.
 
@@ -108,6 +155,7 @@ def file_aside(path: Path) -> Iterator[Path]:
         UnwritableError: it cannot be written, by whichever library; what was there stays.
     """
     with writing(path), _aside(path) as partial:
+        sweep(path.parent, path.name)
         partial.touch()
         with _held(partial):
             yield partial

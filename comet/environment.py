@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import comet
+from comet.durable import locked, writing
 
 _PACKAGES = (
     "torch",
@@ -97,7 +98,22 @@ def cache_folder() -> Path:
     if given := os.environ.get("COMET_CACHE"):
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "comet"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "comet"
+    except RuntimeError as error:
+        raise ValueError(f"the cache: {error}; set COMET_CACHE to a folder") from error
+
+
+@contextlib.contextmanager
+def kept_in_cache(path: Path) -> Iterator[None]:
+    """Hold the lock of something in the cache folder while it is made; waits for another process that makes it.
+
+    Raises:
+        UnwritableError: the cache cannot be written; the message names COMET_CACHE.
+    """
+    advice = "make room, or set COMET_CACHE to a folder that can be written"
+    with writing(path, advice), locked(path.with_name(f".{path.name}.lock")):
+        yield
 
 
 def commit() -> str | None:

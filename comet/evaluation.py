@@ -1,7 +1,8 @@
 """What fine-tuned models say to a split, once, and the scores that follow from it.
 
 RUN/predictions/SPLIT/seed-N.jsonl   every answer
-RUN/predictions/SPLIT/record.json    which weights answered which examples: what was asked before is not asked again
+RUN/predictions/SPLIT/record.json    which weights answered which examples, and a checksum of the answers: what was
+                                     asked before is not asked again
 RUN/scores-SPLIT.json                see `scores.py`
 """
 
@@ -17,6 +18,7 @@ from comet.card import refresh
 from comet.durable import write_json
 from comet.onnx_encoder import load_encoder
 from comet.predictions import PredictedExample, read_predictions, write_predictions
+from comet.predictions import fingerprint as predictions_fingerprint
 from comet.processes import on_main, say, this_process
 from comet.scores import System, summary
 from comet.task_predict import SplitPredictor, tfidf_answers
@@ -137,17 +139,27 @@ def _of_seed(
         language: {"model": asker.weights_of(seed, language), "examples": examples}
         for language, examples in wanted.items()
     }
-    missing = [language for language in now if record.get(language) != now[language]]
+    answers = {language: [one for one in known if one.language == language] for language in now}
+    missing = [
+        language
+        for language in now
+        if record.get(language) != _recorded(now[language], answers[language])
+    ]
     kept = [language for language in now if language not in missing]
     if kept:
         say(f"seed {seed}: {', '.join(kept)} asked before, taken from {file}")
-    answers = {language: [one for one in known if one.language == language] for language in kept}
     answers |= asker.ask(seed, missing)
     found = [one for language in now for one in answers[language]]
     if missing:
         rest = [one for one in known if one.language not in now]
-        on_main(lambda: _keep(file, [*found, *rest], {**record, **now}))
+        recorded = {name: _recorded(now[name], answers[name]) for name in now}
+        on_main(lambda: _keep(file, [*found, *rest], {**record, **recorded}))
     return found
+
+
+def _recorded(asked: Mapping[str, str], answers: Sequence[PredictedExample]) -> dict[str, str]:
+    """What record.json says of a language."""
+    return {**asked, "answers": predictions_fingerprint(answers)}
 
 
 class _Asker:
@@ -275,15 +287,27 @@ def _compared(run: Path, task: Task, data: TaskRecipe, split: str, flag: str) ->
 
 def _known(file: Path) -> tuple[list[PredictedExample], dict[str, Any]]:
     """What was asked before: the answers, and by which weights to which examples."""
-    record = file.with_name(RECORD)
-    if not (file.is_file() and record.is_file()):
+    if not file.is_file():
         return [], {}
-    return read_predictions(file), json.loads(record.read_text("utf-8")).get(file.stem, {})
+    try:
+        return read_predictions(file), _record_of(file).get(file.stem, {})
+    except (ValueError, UnicodeDecodeError):  # damaged: asked again
+        return [], {}
+
+
+def _record_of(file: Path) -> dict[str, Any]:
+    """record.json next to a file of answers; empty where there is none that can be read."""
+    try:
+        found = json.loads(file.with_name(RECORD).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    known = found if isinstance(found, dict) else {}
+    return {name: one for name, one in known.items() if isinstance(one, dict)}
 
 
 def _keep(file: Path, answers: Sequence[PredictedExample], now: Mapping[str, Any]) -> None:
     record = file.with_name(RECORD)
-    everything = json.loads(record.read_text("utf-8")) if record.is_file() else {}
+    everything = _record_of(file)
     everything.pop(file.stem, None)
     if record.is_file():  # a record must never speak of answers that are not there
         write_json(record, everything)

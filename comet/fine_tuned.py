@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from comet.corpus.documents import language_code
+from comet.durable import unsealed
 from comet.tfidf import is_tfidf
 
 CARD = "comet.json"
@@ -95,8 +96,15 @@ def _seed(folder: Path) -> tuple[int, str]:
 
 
 def _dev(model: Path) -> float | None:
-    """The score a model was chosen by, None where it is not said."""
+    """The score a model was chosen by, None where it is not said.
+
+    Raises:
+        ValueError: the file that says it is not what was written.
+    """
     try:
-        return float(json.loads((model / CARD).read_text("utf-8"))["dev"])
-    except (OSError, ValueError, KeyError, TypeError):
+        card = unsealed(json.loads((model / CARD).read_text("utf-8")))
+    except OSError:
         return None
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{model / CARD} is damaged: {error}") from error
+    return float(card["dev"]) if isinstance(card.get("dev"), (int, float)) else None

@@ -11,6 +11,7 @@ floor.safetensors             what TF-IDF says of the train split, where objecti
 The test split is not read: `python -m comet.evaluate` does that, once.
 """
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +21,8 @@ from transformers import PreTrainedTokenizerFast
 
 from comet.card import describing
 from comet.configuration import parse_command, run_command
-from comet.environment import cache_folder
+from comet.durable import UnwritableError
+from comet.environment import cache_folder, kept_in_cache
 from comet.evaluation import evaluate_run, only, score_table
 from comet.fine_tuned import find_model
 from comet.finetune_recipe import TFIDF, FinetuneRecipe
@@ -249,20 +251,33 @@ def _floor(recipe: FinetuneRecipe, folder: Path, train: TaskData) -> dict[str, L
     path = folder / FLOOR
     if path.is_file():
         return load_floor(train, path)
-    kept = cache_folder() / f"{floor_name(train, recipe.objective.floor_mixtures)}.safetensors"
-    if kept.is_file():
-        say(f"floor    TF-IDF's labels as they lie in {kept}")
-        found = load_floor(train, kept)
-    else:
-        say(f"floor    fitting TF-IDF to {', '.join(train.languages)}")
-        found = fit_floor(train, recipe.objective.floor_mixtures)
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            save_floor(found, kept)
-        except OSError as error:
-            say(f"warning: other runs will have to fit it again: {error}")
+    found = _cached_floor(recipe, train)
     save_floor(found, path)
     return found
+
+
+def _cached_floor(recipe: FinetuneRecipe, train: TaskData) -> dict[str, Lessons]:
+    """What the cache holds of it, where it is fitted if it is not there."""
+    kept = cache_folder() / f"{floor_name(train, recipe.objective.floor_mixtures)}.safetensors"
+    if not os.path.isfile(kept):
+        found = None
+        try:
+            with kept_in_cache(kept):
+                if not kept.is_file():  # another process may have made it meanwhile
+                    found = _fitted(recipe, train)
+                    save_floor(found, kept)
+        except UnwritableError as error:
+            say(f"warning: other runs will have to fit the baseline again: {error}")
+            found = found or _fitted(recipe, train)
+        if found is not None:
+            return found
+    say(f"floor    TF-IDF's labels from {kept}")
+    return load_floor(train, kept)
+
+
+def _fitted(recipe: FinetuneRecipe, train: TaskData) -> dict[str, Lessons]:
+    say(f"floor    fitting TF-IDF to {', '.join(train.languages)}")
+    return fit_floor(train, recipe.objective.floor_mixtures)
 
 
 def _fit_tfidf(recipe: FinetuneRecipe, folder: Path, train: TaskData, dev: TaskData) -> None:

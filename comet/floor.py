@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from comet.durable import file_aside
+from comet.durable import SEAL, file_aside
 from comet.tasks import TaskData
 from comet.tfidf import FORMAT, cross_fitted
 
 FLOOR = "floor.safetensors"
-VERSION = 1  # of how texts are mixed and cut into folds
+VERSION = 2  # of how texts are mixed and cut into folds
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,38 @@ def save_floor(lessons: Mapping[str, Lessons], path: Path) -> None:
     """Keep the labels, whole or not at all; the mixtures follow from the texts."""
     tensors = {name: one.soft for name, one in lessons.items()}
     tensors |= {f"{name}/mixtures": one.soft_mixtures for name, one in lessons.items()}
+    tensors = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
     with file_aside(path) as partial:
-        save_file(tensors, partial)
+        save_file(tensors, partial, metadata={SEAL: _digest(tensors)})
 
 
 def load_floor(train: TaskData, path: Path) -> dict[str, Lessons]:
-    """The labels that were kept, with their mixtures."""
-    tensors = load_file(path)
-    found = {}
-    for language, examples in train.splits.items():
-        theirs = tensors[f"{language}/mixtures"]
-        made = mixed([str(one.text) for one in examples], len(theirs))
-        found[language] = Lessons(tensors[language], made, theirs)
+    """The labels that were kept, with their mixtures.
+
+    Raises:
+        ValueError: the file is not what was written.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            known = (file.metadata() or {}).get(SEAL)
+        if known != _digest(tensors):
+            raise ValueError("its checksum differs from what was written")
+        found = {}
+        for language, examples in train.splits.items():
+            theirs = tensors[f"{language}/mixtures"]
+            made = mixed([str(one.text) for one in examples], len(theirs))
+            found[language] = Lessons(tensors[language], made, theirs)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it, and TF-IDF is fitted again"
+        ) from error
     return found
+
+
+def _digest(tensors: Mapping[str, NDArray[np.float32]]) -> str:
+    digest = hashlib.sha256()
+    for name, values in sorted(tensors.items()):
+        digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()

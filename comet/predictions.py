@@ -5,6 +5,7 @@
 Labels are numbers, places in the task's list; a tagging task has a list of them for each example, and no probabilities.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable
@@ -45,6 +46,11 @@ def write_predictions(path: Path, predictions: Iterable[PredictedExample]) -> No
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(_line(one) for one in predictions))
+
+
+def fingerprint(predictions: Iterable[PredictedExample]) -> str:
+    """SHA-256 of predictions as they are written."""
+    return hashlib.sha256("".join(_line(one) for one in predictions).encode()).hexdigest()
 
 
 def _line(one: PredictedExample) -> str:

@@ -6,6 +6,7 @@ modelling alone.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -15,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
-from filelock import FileLock
 
 import comet
 from comet.agreement import Agreement, measure, table
 from comet.batch import Batch
 from comet.configuration import build, read_recipe, to_yaml
-from comet.environment import cache_folder
+from comet.durable import checksums, require_checksums, sealed, unsealed, write_json
+from comet.environment import cache_folder, kept_in_cache
 from comet.objective import Distiller
 from comet.processes import say
 from comet.recipe import AdaptRecipe, DistillRecipe, ModelRecipe, RunRecipe
@@ -30,6 +31,7 @@ from comet.students import count_parameters, load_masked_lm
 from comet.tap import TappedEncoder
 from comet.teachers import OnlineTeacher
 
+CHECKSUMS = "checksums.json"
 _LAUNCHED = {
     "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
     "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
@@ -108,14 +110,33 @@ def _made_once(name: str, recipe: AdaptRecipe, announcement: str) -> str:
     """
     key = hashlib.sha256(f"{comet.__version__}\n{to_yaml(recipe)}".encode()).hexdigest()[:12]
     folder = cache_folder() / f"{name}-{key}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if read_record(folder).get("state") != "done":
-            shutil.rmtree(folder, ignore_errors=True)
-            print(f"{announcement}\n", flush=True)
-            _train(recipe, name, folder)
-            print(flush=True)
+    if not _is_whole(folder):
+        with kept_in_cache(folder):
+            if not _is_whole(folder):  # another process may have made it meanwhile
+                shutil.rmtree(folder, ignore_errors=True)
+                print(f"{announcement}\n", flush=True)
+                _train(recipe, name, folder)
+                write_json(folder / CHECKSUMS, sealed({"model": checksums(folder / "model")}))
+                print(flush=True)
     return str(folder / "model")
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a model was made there to the end.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    if read_record(folder).get("state") != "done" or not (folder / CHECKSUMS).is_file():
+        return False
+    try:
+        known = unsealed(json.loads((folder / CHECKSUMS).read_text("utf-8")), required=True)
+        require_checksums(folder / "model", known["model"])
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"the cache: {folder} is damaged ({error}); remove it, and it is made again"
+        ) from error
+    return True
 
 
 def _train(recipe: AdaptRecipe, name: str, folder: Path) -> None:
@@ -125,7 +146,9 @@ def _train(recipe: AdaptRecipe, name: str, folder: Path) -> None:
         command = ["-m", "comet.adapt", "--recipe", file.name, "--output", str(folder)]
         alone = {name: value for name, value in os.environ.items() if not _of_several(name)}
         if subprocess.run([sys.executable, *command], check=False, env=alone).returncode != 0:
-            raise ValueError(f"{name}: training failed, see above")
+            raise ValueError(
+                f"{name}: training failed in {folder}, see above; COMET_CACHE names another cache folder"
+            )
 
 
 def _of_several(variable: str) -> bool:

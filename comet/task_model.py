@@ -19,7 +19,7 @@ from transformers import (
 from comet.batch import Batch
 from comet.configuration import require
 from comet.corpus.documents import composed
-from comet.durable import write_json
+from comet.durable import SEAL, sealed, unsealed, write_json
 from comet.finetune_recipe import TunedModelRecipe
 from comet.formats import NewerFormatError, require_known_format, stamp
 from comet.names import path_component
@@ -116,7 +116,7 @@ class ModelCard:
 
     def write(self, folder: Path) -> None:
         """Write it into a model's folder, whole or not at all."""
-        write_json(folder / CARD, stamp(FORMAT) | asdict(self))
+        write_json(folder / CARD, sealed(stamp(FORMAT) | asdict(self)))
 
 
 def read_card(folder: Path, *, flag: str = "--model") -> ModelCard:
@@ -126,7 +126,7 @@ def read_card(folder: Path, *, flag: str = "--model") -> ModelCard:
         ValueError: the folder holds no such model, or a later version of Comet wrote it.
     """
     try:
-        content = json.loads((folder / CARD).read_text("utf-8"))
+        content = unsealed(json.loads((folder / CARD).read_text("utf-8")))
         require_known_format(f"{flag}: {folder}", content, FORMAT)
         card = ModelCard(**{key: content[key] for key in content if key not in stamp(FORMAT)})
         card.require_sound()
@@ -142,7 +142,9 @@ def read_card(folder: Path, *, flag: str = "--model") -> ModelCard:
             f"{flag}: {folder} holds no fine-tuned model ({CARD}){hint}; `python -m comet.finetune` makes one"
         ) from None
     except (OSError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{flag}: cannot read {folder / CARD}: {error}") from error
+        raise ValueError(
+            f"{flag}: cannot read {folder / CARD}: {error}; if you changed it on purpose, remove its {SEAL!r}"
+        ) from error
 
 
 @dataclass(frozen=True)

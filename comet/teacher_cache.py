@@ -1,6 +1,7 @@
 """What a teacher said to the batches of a run, on disk: students train from it with no teacher in memory.
 
-index.json            what the cache was made from and for, its files with size and SHA-256; `complete` at the end
+index.json            what the cache was made from and for, size and SHA-256 of its files, its own SHA-256; at the end,
+                      that it is `complete`
 head.safetensors      the output embeddings and their bias, once, as the teacher has them
 steps-N.safetensors   for some steps each: the batches (ids, lengths, labels, languages) and, of the teacher,
                       its head's inputs at the matched tokens in bfloat16, or the K largest logits there,
@@ -16,8 +17,9 @@ temperature; student, weights, attention loss, projection, learning rates, numbe
 number of processes are its own. Past the last step it starts again, in an order drawn from seed and round.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,13 @@ from comet.batches import open_text, slices_of
 from comet.cache_files import (
     CheckedFiles,
     batch_from,
+    damaged,
     fingerprint_of_tokenizer,
     fingerprint_of_weights,
 )
 from comet.configuration import contradiction
 from comet.corpus.documents import content_hash
+from comet.durable import unsealed
 from comet.formats import NewerFormatError, require_known_format
 from comet.names import path_component
 from comet.pretrained import load_config
@@ -44,7 +48,7 @@ from comet.recipe import DistillRecipe
 from comet.students import load_tokenizer
 from comet.trimmed_teacher import teacher_of
 
-FORMAT = 1
+FORMAT = 2  # 1 had no checksums of index.json and teacher/
 INDEX, HEAD, HELD_OUT, TEACHER = "index.json", "head.safetensors", "held-out.safetensors", "teacher"
 
 # What a run from a cache shares with it, by part of the recipe.
@@ -86,7 +90,8 @@ class TeacherCache:
         self._shard_of_step = [
             shard["name"] for shard in index["shards"] for _ in range(shard["steps"])
         ]
-        self._files = CheckedFiles(folder, index["files"])
+        described = {f"{TEACHER}/{name}": one for name, one in index["teacher_files"].items()}
+        self._files = CheckedFiles(folder, {**index["files"], **described})
 
     @property
     def bytes_per_token(self) -> float:
@@ -127,16 +132,19 @@ class TeacherCache:
 
     def config(self) -> PreTrainedConfig:
         """The teacher's configuration."""
+        self._files.require_whole(TEACHER)
         return load_config(str(self.folder / TEACHER), flag="--teacher-cache")
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The teacher's tokenizer."""
+        self._files.require_whole(TEACHER)
         return load_tokenizer(str(self.folder / TEACHER), flag="--teacher-cache")
 
     def teacher(self, precision: str) -> "CachedTeacher":
         """What stands in for the teacher in a run of this precision; its head stays on disk until it is used."""
-        head = self._files.tensors(HEAD)
-        return CachedTeacher(head["weight"], head.get("bias"), precision)
+        with self._damage_named():
+            head = self._files.tensors(HEAD)
+            return CachedTeacher(head["weight"], head.get("bias"), precision)
 
     def held_out(self) -> dict[str, list[Batch]]:
         """The evaluation batches by language, with what the teacher said to them."""
@@ -177,7 +185,17 @@ class TeacherCache:
         self._files.require_sound(wait=wait)
 
     def _batch(self, file: str, prefix: str, kd_tokens: str) -> Batch:
-        return batch_from(self._files.tensors(file, f"{prefix}."), kd_tokens)
+        with self._damage_named():
+            return batch_from(self._files.tensors(file, f"{prefix}."), kd_tokens)
+
+    @contextlib.contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        """Where tensors do not fit, say which file is not what was written before anything else is said."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, RuntimeError):
+            self.require_sound(wait=True)
+            raise
 
 
 class CachedTeacher:
@@ -362,20 +380,29 @@ def read_index(folder: Path) -> dict[str, Any]:
     """index.json of a cache, finished or not.
 
     Raises:
-        ValueError: there is none, or a later version of Comet wrote it.
+        ValueError: there is none, it is damaged, or a later version of Comet wrote it.
     """
-    try:
-        index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        require_known_format(
-            f"--teacher-cache: {folder}", {**index, "format": index["format"]}, FORMAT
+    path = folder / INDEX
+    if not path.is_file():
+        raise ValueError(
+            f"--teacher-cache: {folder} holds no teacher cache; python -m comet.cache_teacher makes one"
         )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        number = require_known_format(
+            f"--teacher-cache: {folder}", {**content, "format": content["format"]}, FORMAT
+        )
+        index = unsealed(content, required=number > 1)
+        index.setdefault("teacher_files", {})  # of which format 1 has no checksums
     except NewerFormatError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"--teacher-cache: {folder} holds no teacher cache; python -m comet.cache_teacher makes one"
-        ) from error
-    for name in [*index["files"], *(shard["name"] for shard in index["shards"])]:
+        raise damaged(path, str(error)) from error
+    for name in [
+        *index["files"],
+        *index["teacher_files"],
+        *(shard["name"] for shard in index["shards"]),
+    ]:
         path_component(name, f"--teacher-cache: {folder / INDEX}")
     return index
 

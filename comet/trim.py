@@ -30,7 +30,7 @@ from comet.configuration import CommandParser, items_of, run_command
 from comet.corpus import Corpus, open_corpus
 from comet.coverage import Coverage
 from comet.coverage import coverage as coverage_of
-from comet.durable import folder_aside, require_new_folder, write_json
+from comet.durable import checksums, folder_aside, require_new_folder, sealed, unsealed, write_json
 from comet.pretrained import load_config, model_folder
 from comet.processes import say
 from comet.students import load_tokenizer, require_embedded
@@ -154,7 +154,8 @@ def trim(
             "languages": {language: asdict(one) for language, one in kept.items()},
             "proof": asdict(proof),
         }
-        write_json(partial / REPORT, report)
+        report["files"] = checksums(partial)
+        write_json(partial / REPORT, sealed(report))
     return report
 
 
@@ -334,9 +335,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """What `trim` returned when it wrote this folder."""
-    report: dict[str, Any] = json.loads((folder / REPORT).read_text("utf-8"))
-    return report
+    """What `trim` returned when it wrote this folder.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    return unsealed(json.loads((folder / REPORT).read_text("utf-8")))
 
 
 def description(report: Mapping[str, Any]) -> str:

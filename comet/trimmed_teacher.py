@@ -6,15 +6,15 @@ of what the teacher says, and all students of one experiment then have the same 
 
 import hashlib
 import json
+import os
 from pathlib import Path
-
-from filelock import FileLock
 
 import comet
 from comet.batches import open_text
 from comet.cache_files import fingerprint_of_tokenizer, fingerprint_of_weights
 from comet.corpus import Corpus
-from comet.environment import cache_folder
+from comet.durable import require_checksums
+from comet.environment import cache_folder, kept_in_cache
 from comet.pretrained import model_folder
 from comet.recipe import DistillRecipe
 from comet.students import load_tokenizer
@@ -50,21 +50,31 @@ def teacher_of(
     ]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
     folder = cache_folder() / f"trimmed-{key}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if not folder.is_dir():
-            share = asked <= 1
-            try:
-                trim(
-                    str(source),
-                    corpus,
-                    folder,
-                    size=None if share else int(asked),
-                    coverage=asked if share else None,
-                )
-            except ValueError as error:  # it names an option of comet.trim
-                raise ValueError(f"teacher.trim: {str(error).partition(': ')[2]}") from error
+    if not os.path.isdir(folder):
+        with kept_in_cache(folder):
+            if not folder.is_dir():  # another process may have made it meanwhile
+                _trim_into(folder, str(source), corpus, asked)
+    try:
+        require_checksums(folder, read_report(folder)["files"])
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"teacher.trim: {folder} is damaged ({error}); remove it, and it is made again"
+        ) from error
     return str(folder), None
+
+
+def _trim_into(folder: Path, source: str, corpus: Corpus, asked: float) -> None:
+    share = asked <= 1
+    try:
+        trim(
+            source,
+            corpus,
+            folder,
+            size=None if share else int(asked),
+            coverage=asked if share else None,
+        )
+    except ValueError as error:  # it names an option of comet.trim
+        raise ValueError(f"teacher.trim: {str(error).partition(': ')[2]}") from error
 
 
 def describe_trimmed(folder: str) -> str:

@@ -399,16 +399,16 @@ def test_resuming_with_other_labels_model_or_teacher_is_refused(
     run_finetune(recipe, run)
     stop(run)
     changes = {
-        tmp_path / "data/hau/dev.tsv": "dev split",
-        tmp_path / "model/config.json": "model configuration",
-        teacher / "seed-0/model/model.safetensors": "teacher weights",
-        run / "floor.safetensors": "baseline",
+        tmp_path / "data/hau/dev.tsv": "--resume: dev split .* not what the run in",
+        tmp_path / "model/config.json": "--resume: model configuration .* not what the run in",
+        teacher / "seed-0/model/model.safetensors": "--resume: teacher weights .* not what the run",
+        run / "floor.safetensors": r"floor.safetensors is damaged .*remove it",
     }
-    for file, name in changes.items():
+    for file, said in changes.items():
         before = file.read_bytes()
         changed = before.replace(b"positive", b"negative", 1).replace(b"1e-12", b"1e-03")
         file.write_bytes(changed if changed != before else before[:-1] + bytes([before[-1] ^ 1]))
-        with pytest.raises(ValueError, match=rf"--resume: {name} .* not what the run in"):
+        with pytest.raises(ValueError, match=said):
             run_finetune(recipe, run, resume=True)
         file.write_bytes(before)
     (run / "run.json").unlink()  # what the checkpoint of each model names is compared too

@@ -4,11 +4,12 @@ import json
 import shutil
 
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from tiny_tasks import recipe_for
 
 from comet import finetune
 from comet.finetune import finetune as run_finetune
+from comet.floor import Lessons, save_floor
 
 
 def lines(path):
@@ -32,10 +33,11 @@ def test_the_floor_teaches_and_says_the_same_after_a_resume(teacher_folder, sent
     assert {"labels", "floor"} <= logged.keys()
     shutil.rmtree(tmp_path / "run/seed-0")
     (tmp_path / "run/run.json").write_text('{"state": "interrupted"}')
-    save_file(
-        {name: found[:, ::-1].copy() for name, found in kept.items()},
-        tmp_path / "run/floor.safetensors",
-    )
+    other = {
+        name: Lessons(kept[name][:, ::-1], [], kept[f"{name}/mixtures"][:, ::-1])
+        for name in ("hau", "swa")
+    }
+    save_floor(other, tmp_path / "run/floor.safetensors")
     run_finetune(recipe, tmp_path / "run", resume=True)
     assert lines(tmp_path / "run/seed-0/metrics.jsonl")[0]["floor"] != logged["floor"]
 
@@ -47,7 +49,7 @@ def test_a_floor_that_was_fitted_once_is_taken_by_other_runs(
     run_finetune(recipe, tmp_path / "first")
     monkeypatch.setattr(finetune, "fit_floor", None)
     run_finetune(recipe, tmp_path / "second")
-    assert "TF-IDF's labels as they lie in" in capsys.readouterr().out
+    assert "TF-IDF's labels from" in capsys.readouterr().out
     first, second = (
         load_file(tmp_path / name / "floor.safetensors") for name in ("first", "second")
     )

@@ -9,7 +9,7 @@ import pytest
 from comet import card
 from comet.checkpoints import save_checkpoint
 from comet.corpus import open_corpus
-from comet.durable import replace_folder
+from comet.durable import replace_folder, sealed
 from comet.experiments.grid import read_grid
 from comet.names import path_component, path_inside
 from comet.students import load_tokenizer, save_tokenizer
@@ -96,7 +96,7 @@ def test_files_that_an_index_names_are_next_to_it(tmp_path, teacher_folder):
         {"files": {"../head.safetensors": {}}, "shards": []},
         {"files": {}, "shards": [{"name": "/etc/passwd"}]},
     ):
-        (tmp_path / "index.json").write_text(json.dumps({"format": FORMAT, **index}))
+        (tmp_path / "index.json").write_text(json.dumps(sealed({"format": FORMAT, **index})))
         with pytest.raises(ValueError, match=r"--teacher-cache: .*index\.json: got"):
             read_index(tmp_path)
     for name in ("config.json", "tokenizer.json"):

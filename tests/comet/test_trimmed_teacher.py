@@ -10,6 +10,7 @@ from comet import trimmed_teacher
 from comet.cache_teacher import main as cache_main
 from comet.distill import main
 from comet.environment import cache_folder
+from comet.quickstart import toy_teacher
 
 TINY = [
     "--student.layers", "1", "--student.hidden_size", "32", "--student.heads", "2", "--student.intermediate_size", "32",
@@ -43,11 +44,42 @@ def test_the_student_has_the_small_vocabulary_and_a_second_run_the_same_teacher(
     assert all(math.isfinite(one["kl"]) for one in agreement.values())
 
     monkeypatch.setattr(trimmed_teacher, "trim", None)
-    main(given(teacher_folder, corpus_folder, tmp_path / "second", "--trim", "150"))
+    with monkeypatch.context() as patch:  # a cache that can only be read
+        patch.setattr(trimmed_teacher, "kept_in_cache", None)
+        main(given(teacher_folder, corpus_folder, tmp_path / "second", "--trim", "150"))
     weights = [tmp_path / name / "student/model.safetensors" for name in ("first", "second")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+    (kept,) = cache_folder().glob("trimmed-*/model.safetensors")
+    before = kept.read_bytes()
+    kept.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"trimmed-.* is damaged \(.*model.safetensors.*remove it"):
+        main(given(teacher_folder, corpus_folder, tmp_path / "third", "--trim", "150"))
+    kept.write_bytes(before)
     with pytest.raises(TypeError, match="NoneType"):  # another size is another teacher
         main(given(teacher_folder, corpus_folder, tmp_path / "third", "--trim", "0.99"))
+
+
+def test_a_cache_folder_that_cannot_be_written_is_said(
+    teacher_folder, corpus_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("COMET_CACHE", "/proc/nowhere")
+    with pytest.raises(
+        OSError, match=r"^cannot write /proc/nowhere: .* set COMET_CACHE to a folder"
+    ):
+        main(given(teacher_folder, corpus_folder, tmp_path / "run", "--trim", "150"))
+    with pytest.raises(
+        OSError, match=r"^cannot write /proc/nowhere: .* set COMET_CACHE to a folder"
+    ):
+        toy_teacher()
+    monkeypatch.delenv("COMET_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", homeless)
+    with pytest.raises(ValueError, match="no home; set COMET_CACHE to a folder"):
+        cache_folder()
+
+
+def homeless():
+    raise RuntimeError("no home")
 
 
 def test_a_cache_is_made_of_the_trimmed_teacher_and_known_by_it(
