@@ -21,6 +21,7 @@ from comet.predictions import PredictedExample, read_predictions, write_predicti
 from comet.predictions import fingerprint as predictions_fingerprint
 from comet.processes import on_main, say, this_process
 from comet.scores import System, summary
+from comet.task_batches import WORDS_VERSION
 from comet.task_predict import SplitPredictor, tfidf_answers
 from comet.tasks import Example, Task, TaskData, TaskRecipe, open_task
 from comet.tasks.overlap import Texts, hashes, kept, rows_of
@@ -195,9 +196,11 @@ def only(data: TaskData, languages: Sequence[str]) -> TaskData:
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
-    """SHA-256 of a language's examples."""
+    """SHA-256 of a language's examples, and of how words become tokens: answers to other tokens are not kept."""
     digest = hashlib.sha256()
     for one in examples:
+        if not isinstance(one.text, str):
+            digest.update(WORDS_VERSION)
         digest.update(json.dumps([one.row, one.label, one.text]).encode())
     return digest.hexdigest()
 

@@ -19,6 +19,7 @@ from comet.masking import IGNORED_LABEL
 from comet.pools import tokenise
 from comet.tasks import Example
 
+WORDS_VERSION = b"2"  # of how words become tokens; 1: without the space in front of them
 POOL_BATCHES = 64  # so many batches of examples are sorted by length together
 
 

@@ -20,8 +20,7 @@ def encoding_error(head: bytes, name: str) -> str | None:
     marked = mark_error(head, name)
     if marked is not None:
         return marked
-    lines = head.split(b"\n")
-    lines = [line for line in lines if line.strip()]
+    lines = [line for line in head.splitlines(keepends=True) if line.strip()]
     if 2 * sum(b"\0" in line for line in lines) > len(lines):
         return (
             "holds NUL bytes, expected text in UTF-8; if it is text in UTF-16 without a mark: "
@@ -47,9 +46,9 @@ def conversion(name: str = "FILE", encoding: str = _GUESS) -> str:
 
 
 def _is_utf8(line: bytes) -> bool:
-    """Whether bytes are text in UTF-8, as far as they go: the last character may be cut off."""
+    """Whether bytes are text in UTF-8; of a line without its end the last character may be cut off."""
     try:
-        line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.reason == "unexpected end of data"
+        codecs.utf_8_decode(line, "strict", line.endswith(b"\n"))
+    except UnicodeDecodeError:
+        return False
     return True

@@ -384,7 +384,7 @@ ENCODED = {
 @pytest.mark.parametrize("in_memory", [1024, 0], ids=["in memory", "streamed"])
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".txt", ".txt.gz"])
 def test_files_in_another_encoding_are_refused_by_name(tmp_path, suffix, in_memory):
-    lines = [f"eg\u00e9szs\u00e9g number {index}" for index in range(3000)]
+    lines = [f"number {index} eg\u00e9szs\u00e9" for index in range(3000)]
     given = [json.dumps({"text": one}, ensure_ascii=False) for one in lines]
     content = "\n".join(given if "json" in suffix else lines)
     write(tmp_path / f"ha/good{suffix}", [content])

@@ -300,6 +300,27 @@ def test_seven_bits_where_sixteen_bit_sums_overflow(tmp_path, monkeypatch):
     assert not sums_overflow()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("caf\u00e9\n".encode("latin-1") * 3, "is not in UTF-8: 3 of its first 3 lines"),
+        ("a text\n".encode("utf-16"), "is in UTF-16, expected UTF-8; convert it: iconv -f UTF-16"),
+        (b"a\nb\nc\xe9 d\n", "line 3: .*can't decode byte 0xe9"),
+        (b"a\nb\nc\0d\n", "line 3: holds NUL characters"),
+    ],
+)
+def test_text_that_is_not_in_utf_8_is_refused(tmp_path, content, message):
+    (tmp_path / "text").write_bytes(content)
+    with pytest.raises(ValueError, match=f"--text: .*text {message}"):
+        unlabelled(Task("t", "sequence", ("a", "b")), tmp_path / "text")
+
+
+def test_lines_of_text_end_with_a_newline_alone(tmp_path):
+    (tmp_path / "text").write_bytes("\ufeffone\u2028line\r\n\nanother\x85one".encode())
+    found = unlabelled(Task("t", "sequence", ("a", "b")), tmp_path / "text")
+    assert [one.text for one in found.data.examples] == ["one\u2028line", "another\x85one"]
+
+
 def test_each_form_has_a_folder_of_its_own_beside_the_model(sources, monkeypatch):
     forms = [Form(), Form(optimise=True), Form(int8="all"), Form(int8="embeddings")]
     assert len({one.name for one in [*forms, Form("safetensors")]}) == 5

@@ -235,6 +235,15 @@ def test_what_cannot_be_reported_is_said_in_one_line(make, said, tmp_path):
     assert output.read_text() == "the old one"
 
 
+def test_sentences_in_another_encoding_are_refused(runs, tmp_path):
+    (tmp_path / "s.tsv").write_bytes("hau\tcaf\u00e9\n".encode("latin-1"))
+    options = ["--sentences", str(tmp_path / "s.tsv")]
+    with pytest.raises(
+        ValueError, match=r"--sentences: .*s\.tsv is not in UTF-8; convert it: iconv"
+    ):
+        report(runs[0], output=tmp_path / "r.html", options=options)
+
+
 def test_a_report_is_replaced_only_when_whole(runs, tmp_path, monkeypatch):
     output = write(tmp_path / "report.html", "the old one")
 
