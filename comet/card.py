@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard as HubCard
 
 from comet.cards.facts import Facts, gather
 from comet.cards.lineage import LICENCE_KEYS, README
+from comet.cards.markdown import escaped
 from comet.cards.push import push, require_pushable
 from comet.cards.text import (
     CHANGES,
@@ -236,7 +237,7 @@ def _for_hub(text: str, model: Path, repository: str) -> str:
     for transformers in (True, False):
         here = usage(facts, transformers=transformers)
         body = body.replace(here, usage(facts, transformers=transformers, hub_id=repository))
-    body = body.replace(f"\n# {facts.name}\n", f"\n# {repository.split('/')[1]}\n", 1)
+    body = body.replace(f"\n# {escaped(facts.name)}\n", f"\n# {repository.split('/')[1]}\n", 1)
     return _marked(body) if _MARK.search(text) else body
 
 

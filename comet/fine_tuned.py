@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from comet.corpus.documents import language_code
+from comet.corpus.documents import find_language
 from comet.durable import unsealed
 from comet.tfidf import is_tfidf
 
@@ -77,7 +77,7 @@ def _of_language(
         )
     if language is None and len(by_language) == 1:
         return next(iter(by_language.values()))
-    chosen = by_language.get(language_code(language or ""))
+    chosen = by_language.get(find_language(language or "", by_language) or "")
     if chosen is None:
         raise ValueError(
             f"--language: got {language or 'none'}, but {folder} has a model for each of "

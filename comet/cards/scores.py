@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from comet.cards.facts import Facts
+from comet.cards.markdown import code, escaped
 from comet.cards.training import datasets
 from comet.report.words import listed, overlapping
 
@@ -65,21 +66,23 @@ def floor_words(facts: Facts) -> str:
             "Not compared with TF-IDF of character n-grams yet: "
             "`python -m comet.evaluate --run RUN --floor tfidf` does that."
         )
-    floor, measure, split = measured["floor"], measured["measure"], measured["split"]
+    floor, measure, split = measured["floor"], measured["measure"], escaped(measured["split"])
+    system = escaped(floor["system"])
     pairs = {
         name: (found[measure]["mean"], floor["languages"][name]["mean"])
         for name, found in _languages(facts, measured).items()
         if name in floor["languages"]
     }
     worse = [
-        f"{name} ({_points(theirs)} against {_points(own)})"
+        f"{escaped(name)} ({_points(theirs)} against {_points(own)})"
         for name, (own, theirs) in pairs.items()
         if theirs > own
     ]
     if not worse:
-        return f"Better than the floor, {floor['system']}, on {listed(list(pairs))} ({split})."
+        better = listed([escaped(one) for one in pairs])
+        return f"Better than the floor, {system}, on {better} ({split})."
     return (
-        f"The floor, {floor['system']}, is better than this model on {listed(worse)} ({split}): "
+        f"The floor, {system}, is better than this model on {listed(worse)} ({split}): "
         "use that there."
     )
 
@@ -109,7 +112,7 @@ def _of_split(facts: Facts, scores: Mapping[str, Any]) -> str:
     for name, found in _languages(facts, scores).items():
         one = found[measure]
         row = [
-            name if found["trained"] else f"{name} (not trained on)",
+            escaped(name) if found["trained"] else f"{escaped(name)} (not trained on)",
             f"{found['examples']:,}",
             _points(_own(facts, scores, one)),
             *([_points(one["mean"])] if several else []),
@@ -123,17 +126,21 @@ def _of_split(facts: Facts, scores: Mapping[str, Any]) -> str:
     of = f" ({len(seeds)} seeds)" if several else ""
     name = _MEASURES[measure]
     said = (
-        f"{name[0].upper()}{name[1:]} on {scores['task']['name']}, {scores['split']}{chosen}, "
+        f"{name[0].upper()}{name[1:]} on {escaped(scores['task']['name'])}, {escaped(scores['split'])}{chosen}, "
         f"in points of 100{of}:\n\n{table(head, rows)}"
     )
     overlap = overlapping(_languages(facts, scores), measure)
     if overlap:
         others = "train or dev" if scores["split"] == "test" else "train"
-        said += f"\n\nSome of these texts stand in {others} too, so that the model has seen them: {listed(overlap)}."
+        seen = listed([escaped(one) for one in overlap])
+        said += f"\n\nSome of these texts stand in {others} too, so that the model has seen them: {seen}."
     retention = scores["retention"]
     if retention is None or retention["raw"]["mean"] is None:
         return said
-    return f"{said}\n\nIt keeps {retention['raw']['mean']:.1%} of the score of its teacher, `{retention['teacher']}`."
+    teacher = code(retention["teacher"])
+    return (
+        f"{said}\n\nIt keeps {retention['raw']['mean']:.1%} of the score of its teacher, {teacher}."
+    )
 
 
 def _languages(facts: Facts, scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +161,7 @@ def _own(facts: Facts, scores: Mapping[str, Any], found: Mapping[str, Any]) -> f
 
 
 def _mean_or(name: str) -> str:
-    return "mean" if name == "all" else name
+    return "mean" if name == "all" else escaped(name)
 
 
 def _points(value: float | None) -> str:

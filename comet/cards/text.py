@@ -7,9 +7,10 @@ from huggingface_hub import ModelCardData
 import comet
 from comet.cards.facts import ENCODER, Facts
 from comet.cards.lineage import FROM_SCRATCH, LICENCE_KEYS, UNKNOWN
+from comet.cards.markdown import code, escaped
 from comet.cards.scores import floor_words, has_unseen, results, score_words
 from comet.cards.training import datasets, training_words
-from comet.corpus.documents import UNDETERMINED, two_letter_code
+from comet.corpus.documents import UNDETERMINED, is_language, two_letter_code
 from comet.report.words import listed, size
 
 USE, SIZE, CHANGES, LICENCE = "How to use", "Size", "What was done to it since", "Licence"
@@ -30,10 +31,10 @@ def card_metadata(facts: Facts, licence: Mapping[str, str]) -> ModelCardData:
     tags = ["comet", *(["knowledge-distillation"] if facts.made == "distilled" else [])]
     if facts.is_from_scratch:
         tags.append(FROM_SCRATCH)
-    codes = [two_letter_code(one) for one in facts.languages]
+    codes = [two_letter_code(one) for one in facts.languages if is_language(one)]
     found = results(facts)
     return ModelCardData(
-        language=[one for one in codes if len(one) in (2, 3) and one != UNDETERMINED] or None,
+        language=[one for one in dict.fromkeys(codes) if one != UNDETERMINED] or None,
         library_name="comet" if facts.is_tfidf else "transformers",
         tags=tags,
         base_model=(facts.base.hub_ids if facts.base else None) or facts.previous.get("base_model"),
@@ -69,7 +70,7 @@ def card_body(facts: Facts, licence: Mapping[str, str]) -> str:
         "Citation": _citation(),
     }
     sections = [f"## {title}\n\n{text}" for title, text in parts.items() if text]
-    return "\n\n".join([f"# {facts.name}", _introduction(facts), *sections])
+    return "\n\n".join([f"# {escaped(facts.name)}", _introduction(facts), *sections])
 
 
 def section(body: str, title: str) -> str | None:
@@ -146,17 +147,17 @@ def licence_words(facts: Facts, licence: Mapping[str, str]) -> str:
     """Where the licence is from, or that it has to be filled in."""
     words = [_licence(facts, licence)]
     if facts.start is not None:
-        words.append(f"Its weights started from `{facts.start}`, whose licence holds too.")
+        words.append(f"Its weights started from {code(facts.start)}, whose licence holds too.")
     return " ".join([*words, "Mind what the training data's licences ask for."])
 
 
 def _licence(facts: Facts, licence: Mapping[str, str]) -> str:
     name, base = licence["license"], facts.base
     role = "teacher" if facts.made == "distilled" else "model that it was made from"
-    of_base = "" if base is None else f"the {role}, `{base.name}`"
+    of_base = "" if base is None else f"the {role}, {code(base.name)}"
     if name != UNKNOWN:
         inherited = base is not None and base.licence.get("license") == name
-        return f"{licence.get('license_name', name)}{f', inherited from {of_base}' if inherited else ''}."
+        return f"{escaped(licence.get('license_name', name))}{f', inherited from {of_base}' if inherited else ''}."
     if facts.is_from_scratch:
         whose = of_base[0].upper() + of_base[1:] + ", was" if base else "It was"
         return (
@@ -171,10 +172,10 @@ def _licence(facts: Facts, licence: Mapping[str, str]) -> str:
 
 def _introduction(facts: Facts) -> str:
     by = f"with [Comet](https://arxiv.org/abs/2502.18020) {comet.__version__}"
-    base = f"`{facts.base.name}`" if facts.base else None
+    base = code(facts.base.name) if facts.base else None
     if facts.tuned is not None:
         does = "tags words as" if facts.tuned.kind == "token" else "tells texts apart as"
-        told = f"{does} {listed(facts.tuned.labels)}"
+        told = f"{does} {listed([escaped(label) for label in facts.tuned.labels])}"
         if facts.is_tfidf:
             return f"TF-IDF of character n-grams, fitted {by}: it {told}."
         if facts.made is None:
@@ -203,7 +204,9 @@ def _limits(facts: Facts) -> str:
         others = (
             "others are in the table above" if has_unseen(facts) else "others were not measured"
         )
-        lines.append(f"Trained on {listed(facts.languages)} alone; {others}.")
+        lines.append(
+            f"Trained on {listed([escaped(name) for name in facts.languages])} alone; {others}."
+        )
     if facts.tuned is None and facts.made is not None:
         length = facts.recipe["corpus"]["max_length"]
         lines.append(f"Trained on {length} tokens at a time; to be fine-tuned, not to write text.")
@@ -217,7 +220,7 @@ def _limits(facts: Facts) -> str:
     coverage = facts.record.get("coverage") or {}
     if coverage:
         cut = [
-            f"{name} {one['unknown_rate']:.2%} and {one['pieces_per_word']:.2f}"
+            f"{escaped(name)} {one['unknown_rate']:.2%} and {one['pieces_per_word']:.2f}"
             for name, one in coverage.items()
         ]
         lines.append(

@@ -6,6 +6,7 @@ import yaml
 
 from comet.cards.facts import Facts
 from comet.cards.lineage import is_hub_id, plain_name
+from comet.cards.markdown import code, escaped, fenced
 from comet.report.words import count, listed
 from comet.tasks.hub import HUB
 
@@ -33,7 +34,7 @@ def training_words(facts: Facts) -> str:
     text = yaml.safe_dump(dict(facts.written), sort_keys=False, allow_unicode=True).rstrip()
     folded = "<details><summary>recipe.yaml, with folders by their names</summary>"
     listing = "\n".join(f"- {line}" for line in lines)
-    return f"{listing}\n\n{folded}\n\n```yaml\n{text}\n```\n\n</details>"
+    return f"{listing}\n\n{folded}\n\n{fenced(text, 'yaml')}\n\n</details>"
 
 
 def datasets(facts: Facts) -> list[str]:
@@ -59,12 +60,12 @@ def _distilled(facts: Facts) -> list[str]:
             loss += f" ({objective['projection']} projection, which is not part of the model)"
     if objective["mlm_weight"]:
         loss += f" + {objective['mlm_weight']:g} · masked language modelling"
-    teacher = f"`{facts.base.name}`" if facts.base else "not known"
+    teacher = code(facts.base.name) if facts.base else "not known"
     if facts.recipe["teacher"].get("trim"):
         teacher += f", trimmed to what the text needs ({facts.recipe['teacher']['trim']:g})"
     # today's default may not be what a recipe of an older version, which does not say it, was run with
     initial = facts.written["student"].get("initial")
-    start = f"`{facts.start}`" if facts.start else _STARTS.get(initial)
+    start = code(facts.start) if facts.start else _STARTS.get(initial)
     return [
         f"Teacher: {teacher}; frozen.{f' The student started from {start}.' if start else ''}",
         *_text(facts),
@@ -80,12 +81,14 @@ def _adapted(facts: Facts) -> list[str]:
 def _tuned(facts: Facts) -> list[str]:
     task, objective = facts.recipe["task"], facts.recipe["objective"]
     counts = facts.record.get("task", {}).get("examples", {})
-    known = [f"{name} {counts[name]:,}" for name in facts.languages if name in counts]
-    data = f" (`{task['data']}`)" if task["data"] else ""
-    lines = [f"Task: {task['task']}{data}; examples: {', '.join(known or facts.languages)}."]
+    known = [f"{escaped(name)} {counts[name]:,}" for name in facts.languages if name in counts]
+    data = f" ({code(task['data'])})" if task["data"] else ""
+    lines = [
+        f"Task: {escaped(task['task'])}{data}; examples: {', '.join(known or map(escaped, facts.languages))}."
+    ]
     if facts.recipe["teacher"]["model"]:
         lines.append(
-            f"Taught by `{facts.recipe['teacher']['model']}` and the labels: {objective['alpha']:g} · KL at "
+            f"Taught by {code(facts.recipe['teacher']['model'])} and the labels: {objective['alpha']:g} · KL at "
             f"temperature {objective['temperature']:g} + {1 - objective['alpha']:g} · attention + "
             f"{objective['label_weight']:g} · cross-entropy of the labels."
         )
@@ -100,9 +103,9 @@ def _text(facts: Facts) -> list[str]:
     """What it read: from where, in which languages, how many documents."""
     paths = [_corpus(path) for path in facts.recipe["corpus"]["paths"]]
     source = listed(paths) if paths else "that of the cache of the teacher's outputs"
-    lines = [f"Text: {source}; languages: {listed(facts.languages)}."]
+    lines = [f"Text: {source}; languages: {listed([escaped(name) for name in facts.languages])}."]
     documents = facts.record.get("documents") or {}
-    known = [f"{name} {some:,}" for name, some in documents.items() if some is not None]
+    known = [f"{escaped(name)} {some:,}" for name, some in documents.items() if some is not None]
     if known:
         lines.append(f"Documents: {', '.join(known)}.")
     return lines
@@ -113,7 +116,7 @@ def _corpus(path: str) -> str:
         return "Comet's toy corpus, which is made up"
     if path.startswith("madlad400"):
         return f"[MADLAD-400](https://huggingface.co/datasets/{_MADLAD})"
-    return f"`{plain_name(path)}`"
+    return code(plain_name(path))
 
 
 def _optimisation(facts: Facts) -> str:

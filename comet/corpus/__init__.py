@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from comet.corpus.documents import Document, language_code, text_hash, two_letter_code
+from comet.corpus.documents import (
+    Document,
+    find_language,
+    language_code,
+    text_hash,
+    two_letter_code,
+)
 from comet.corpus.hub import MADLAD_400, MADLAD_LANGUAGES, madlad_shards
 from comet.corpus.lines import documents, hashed, local_shard
 from comet.corpus.local import find_files
@@ -237,7 +243,13 @@ def _madlad_folders(path: str, base: str | None) -> list[tuple[str, str]]:
     name, colon, listed = path.partition(":")
     revision = name.partition("@")[2] or "main"
     codes = (
-        [two_letter_code(code.strip()) for code in listed.split(",")] if colon else MADLAD_LANGUAGES
+        # a name with a script or region is a folder's there
+        [
+            code if "_" in code else two_letter_code(code)
+            for code in map(str.strip, listed.split(","))
+        ]
+        if colon
+        else MADLAD_LANGUAGES
     )
     if not all(codes):
         raise ValueError(
@@ -253,7 +265,7 @@ def _wanted(languages: Sequence[str] | None, offered: set[str]) -> list[str]:
     """The languages to open, in alphabetical order: all, or the ones asked for."""
     if languages is None:
         return sorted(offered)
-    wanted = {language_code(language) for language in languages}
+    wanted = {find_language(one, offered) or language_code(one) for one in languages}
     missing = sorted(wanted - offered)
     if missing or not wanted:
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from comet.cards.markdown import escaped
 from comet.durable import write_json, write_text
 from comet.experiments.differences import Differences
 from comet.experiments.grid import PUBLISHED, Cell, Grid
@@ -153,9 +154,9 @@ def table(content: Mapping[str, Any]) -> str:
         lines.append(
             f"{measure.replace('_', ' ')} on {content['split']} in percent, mean over the trained languages and "
             f"{len(content['seeds'])} seed{'s' if len(content['seeds']) > 1 else ''}, with the 95 % interval; "
-            f"differences are those to {content['compared_with']}."
+            f"differences are those to {escaped(content['compared_with'])}."
         )
-    lines += [f"- {note}" for note in notes(content)]
+    lines += [f"- {escaped(note)}" for note in notes(content)]
     return "\n".join(lines)
 
 
@@ -190,7 +191,8 @@ def notes(content: Mapping[str, Any]) -> list[str]:
 def _rows(content: Mapping[str, Any], measure: str) -> list[str]:
     scored = [cell for cell in content["cells"] if cell["scores"] is not None]
     trained, unseen = _languages(scored)
-    head = ["", *trained, "mean", *unseen, "difference", "of the teacher", "parameters", "time"]
+    languages, others = map(escaped, trained), map(escaped, unseen)
+    head = ["", *languages, "mean", *others, "difference", "of the teacher", "parameters", "time"]
     rows = [_row(cell, measure, trained, unseen) for cell in content["cells"]]
     for system in (content["published"] or {}).get("systems", []):
         rows.append(
@@ -214,11 +216,11 @@ def _row(
     time = in_words(seconds) if seconds else ""
     if scores is None:
         blank = len(trained) + len(unseen) + 3
-        return [f"{cell['name']} ({cell['state']})", *("" for _ in range(blank)), "", time]
+        return [f"{escaped(cell['name'])} ({cell['state']})", *("" for _ in range(blank)), "", time]
     retention = scores["retention"]
     kept = None if retention is None else retention["raw"]["mean"]
     return [
-        cell["name"],
+        escaped(cell["name"]),
         *(_mean(scores, language, measure) for language in trained),
         _interval(scores["mean"][measure]),
         *(_mean(scores, language, measure) for language in unseen),

@@ -20,6 +20,8 @@ try:
 except ImportError as error:
     raise ValueError("--plot needs matplotlib: pip install 'comet-distill[report]'") from error
 
+from comet.report.words import drawable
+
 KINDS = (".svg", ".png")
 _TEXT, _MUTED, _RULE, _PAPER = "#1d1f23", "#5f646d", "#e3e1dc", "#ffffff"
 _COLOURS = ("#0b6a8f", "#c2500a")  # of the first model and the second
@@ -140,7 +142,8 @@ def _plain(value: float, _: object = None) -> str:
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= 26 else "…" + name[-25:]
+    name = drawable(name if len(name) <= 26 else "…" + name[-25:])
+    return f" {name}" if name.startswith("_") else name  # else a legend leaves it out
 
 
 def require_kind(path: Path) -> str:

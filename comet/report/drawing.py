@@ -12,11 +12,14 @@ from enum import Enum
 from typing import Any
 from xml.etree import ElementTree
 
+from comet.report.words import drawable
+
 try:
     from matplotlib import rc_context
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
     from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     raise ValueError(
@@ -148,14 +151,17 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
         description: what a reader who cannot see it is told.
     """
     buffer = io.StringIO()
+    for text in figure.findobj(Text):  # what was written outside of `panel`
+        text.set_parse_math(False)
+        text.set_text(drawable(text.get_text()))
     with rc_context({**_SETTINGS, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    root = ElementTree.fromstring(buffer.getvalue())
+    root = ElementTree.fromstring(drawable(buffer.getvalue()))
     _strip(root, name)
     for size in ("width", "height"):
         root.attrib.pop(size)
     root.set("role", "img")
-    root.set("aria-label", description)
+    root.set("aria-label", drawable(description))
     return ElementTree.tostring(root, encoding="unicode")
 
 

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import comet_kernels
+from comet.corpus.documents import find_language
 from comet.report.reading import Run, read_json
 from comet.students import load_masked_lm, load_tokenizer
 from comet.tap import TappedEncoder
@@ -18,7 +19,6 @@ from comet.toy import LANGUAGES as TOY_LANGUAGES
 from comet.toy import toy_sentences
 
 TOKENS = 18  # of a sentence, at most: more are not readable at phone width
-_THREE_LETTERS = {"ha": "hau", "ig": "ibo", "rw": "kin", "sw": "swa", "yo": "yor"}
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,10 @@ def _languages(evaluations: list[dict[str, Any]]) -> Iterator[str]:
 
 def _sentence(language: str, tokenizer: PreTrainedTokenizerFast) -> str | None:
     """A toy sentence that is read whole: the longest of some that fits, or the shortest."""
-    language = _THREE_LETTERS.get(language, language)
-    if language not in TOY_LANGUAGES:
+    toy = find_language(language, TOY_LANGUAGES)
+    if toy is None:
         return None
-    sizes = {text: len(tokenizer(text)["input_ids"]) for text in toy_sentences(language, 40)}
+    sizes = {text: len(tokenizer(text)["input_ids"]) for text in toy_sentences(toy, 40)}
     fitting = {text: size for text, size in sizes.items() if size <= TOKENS}
     if fitting:
         return max(fitting, key=lambda text: fitting[text])

@@ -96,7 +96,7 @@ def page(material: Material, options: Options, say: Callable[[str], None]) -> st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.jinja").render(content)
+    return words.drawable(environment.get_template("page.html.jinja").render(content))
 
 
 def _ended(material: Material, kind: str) -> list[Run]:
@@ -330,4 +330,4 @@ def _downloads(material: Material, costs: Mapping[str, Cost]) -> list[tuple[str,
 
 
 def _json(content: Any) -> bytes:
-    return json.dumps(content, ensure_ascii=False, default=str).encode()
+    return json.dumps(content, ensure_ascii=False, default=str).encode(errors="backslashreplace")

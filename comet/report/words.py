@@ -1,5 +1,6 @@
 """Numbers as readers see them."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,8 @@ from comet.runs import segments_of
 
 if TYPE_CHECKING:  # which draws, with a library that words do without
     from comet.report.figures import Figure
+
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def points(figure: "Figure | None") -> str:
@@ -71,6 +74,11 @@ def duration(seconds: float | None) -> str:
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def drawable(text: str) -> str:
+    """A text without the characters that no XML can hold, such as NUL."""
+    return _NO_XML.sub("�", text)
 
 
 def overlapping(languages: Mapping[str, Any], measure: str) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from comet.corpus.documents import UNDETERMINED, is_language, language_code
+from comet.corpus.documents import UNDETERMINED, find_language, is_language, language_code
 from comet.tasks.recipe import TaskRecipe
 from comet.tasks.rows import CONLL, TABLES
 
@@ -64,16 +64,13 @@ def _in_folder(
     together = _file(data, names, recipe)
     if together is not None:
         return [_alone(together, recipe, wanted, "task.data")]
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for folder in sorted(path for path in data.iterdir() if path.is_dir()):
         file = _file(folder, names, recipe)
-        code = language_code(folder.name)
-        if file is None or (wanted is not None and code not in wanted):
-            continue
-        if code in found:
-            raise ValueError(f"task.data: {code} is there twice: {found[code]} and {file}")
-        found[code] = file
-    missing = [code for code in wanted or () if code not in found]
+        if file is not None:
+            found.setdefault(language_code(folder.name), []).append(file)
+    chosen = {code: find_language(code, found) for code in wanted or found}
+    missing = [code for code, there in chosen.items() if there is None]
     if missing or not found:
         kinds = ", ".join(_suffixes(recipe))
         there = ", ".join(sorted(path.name for path in data.iterdir())[:20])
@@ -81,7 +78,11 @@ def _in_folder(
             f"task.data: {data} has no {' or '.join(names)} file ({kinds}) for {', '.join(missing) or 'any language'}; "
             f"it holds {there or 'nothing'}"
         )
-    return [File(found[code], code) for code in wanted or found]
+    files = {code: found[there] for code, there in chosen.items() if there is not None}
+    for code, several in files.items():
+        if len(several) > 1:
+            raise ValueError(f"task.data: {code} is there twice: {several[0]} and {several[1]}")
+    return [File(several[0], code) for code, several in files.items()]
 
 
 def _file(folder: Path, names: Sequence[str], recipe: TaskRecipe) -> Path | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from comet.corpus.documents import UNDETERMINED, language_code
+from comet.corpus.documents import UNDETERMINED, find_language, language_code, language_named
 from comet.names import path_component
 from comet.tasks.files import split_names
 from comet.tasks.recipe import TaskRecipe
@@ -38,7 +38,7 @@ def hub_rows(
         table = _load(datasets, name, chosen, split_names(recipe, split))
         source = f"{HUB}{name}:{chosen}/{table.split}" if chosen else f"{HUB}{name}/{table.split}"
         for row in table_rows(table, recipe, source, left_out):
-            own = language if row.language is None else language_code(row.language)
+            own = language if row.language is None else language_named(row.language, wanted)
             if wanted is None or own in wanted:
                 yield own, source, row
 
@@ -92,8 +92,9 @@ def _configurations(
     except Exception as error:  # the hub and the library have exceptions of their own
         raise _unreadable(name, error) from error
     by_language: Mapping[str, str] = {language_code(one): one for one in offered}
-    if wanted is not None and all(code in by_language for code in wanted):
-        return [(code, by_language[code]) for code in wanted]
+    chosen = {code: find_language(code, by_language) for code in wanted or ()}
+    if chosen and None not in chosen.values():
+        return [(code, by_language[str(there)]) for code, there in chosen.items()]
     if len(offered) == 1:
         return [(wanted[0] if wanted and len(wanted) == 1 else UNDETERMINED, offered[0])]
     raise ValueError(

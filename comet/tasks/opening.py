@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from comet.corpus.documents import composed, language_code
+from comet.corpus.documents import composed, language_code, language_named
 from comet.names import path_component
 from comet.tasks.entities import OUTSIDE, as_bio, is_bio, scheme_of
 from comet.tasks.files import find_files
@@ -108,7 +108,8 @@ def _rows(
         return
     for file in find_files(recipe, split, wanted):
         for row in read_rows(file.path, recipe, left_out):
-            language = file.language if row.language is None else language_code(row.language)
+            own = row.language
+            language = file.language if own is None else language_named(own, wanted)
             if wanted is None or language in wanted:
                 yield language, str(file.path), row
 

@@ -18,6 +18,7 @@ from comet import card as card_module
 from comet.adapt import main as adapt
 from comet.card import card, carry, is_edited, main, models_of
 from comet.cards.lineage import base_of, is_hub_id, plain_name
+from comet.cards.markdown import code, escaped, fenced
 from comet.distill import main as distill
 from comet.evaluate import evaluate
 from comet.finetune import finetune
@@ -148,6 +149,47 @@ def test_a_card_says_how_much_of_a_split_the_model_has_seen(tuned, tmp_path):
     for others, count in (("train or dev", 60), ("train", 50)):
         said = f"Some of these texts stand in {others} too, so that the model has seen them: "
         assert f"{said}hau 7 of {count} (43.2 without)." in words(model)
+
+
+def test_names_from_data_are_no_markup(tuned, tmp_path):
+    evil = "<script>alert(1)</script> | a_b *c* `d` \n## Licence\n\nmine"
+    copy = tmp_path / "run"
+    shutil.copytree(tuned, copy)
+    model = copy / "seed-0/model"
+    for file in (*copy.glob("scores-*.json"), copy / "run.json"):
+        text = file.read_text("utf-8").replace('"hau', json.dumps(f"hau {evil}")[:-1])
+        file.write_text(text.replace("tfidf", json.dumps(f"tfidf {evil}")[1:-1]), "utf-8")
+    content = json.loads((model / "comet.json").read_text("utf-8"))
+    content["labels"] = [evil, f"no {evil}", "yes"]
+    (model / "comet.json").write_text(json.dumps(content))
+    recipe = yaml.safe_load((copy / "recipe.yaml").read_text("utf-8"))
+    recipe["task"]["data"] = f"{evil}\n```\n<img src=x>"
+    (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    text = card(model)
+    found = HubCard(text)
+    assert found.data.eval_results[0].dataset_config.startswith("hau <script>")
+    fence = "````yaml"
+    before, _, rest = found.text.partition(fence)
+    after = rest.partition("\n````\n")[2]
+    plain = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", (before + after).replace(r"\`", ""))
+    assert "<script" not in plain
+    assert "<img" not in plain
+    assert (
+        "&lt;script&gt;alert(1)&lt;/script&gt; \\| a_b \\*c\\* \\`d\\` \\#\\# Licence mine"
+        in found.text
+    )
+    assert text.count("\n## Licence\n") == 1
+    tables = (before + after).split("\n\n")
+    for rows in ([line for line in one.splitlines() if line[:2] == "| "] for one in tables):
+        assert len({len(re.split(r"(?<!\\)\|", row)) for row in rows}) <= 1
+
+
+def test_markdown_of_names():
+    assert escaped("weighted_f1 of pt_br, hau #1") == "weighted_f1 of pt_br, hau \\#1"
+    assert escaped("_a_ [b](c) & <d>\n# e") == "\\_a\\_ \\[b\\](c) &amp; &lt;d&gt; \\# e"
+    assert code("a`b") == "``a`b``"
+    assert code("`a\nb`") == "`` `a b` ``"
+    assert fenced("a\n```\nb", "yaml") == "````yaml\na\n```\nb\n````"
 
 
 def test_the_floor_has_a_card_too(tuned):

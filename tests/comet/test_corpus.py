@@ -10,6 +10,7 @@ import pytest
 from corpus_files import OPTIONS, cut_off, records, take, texts, write, write_two_languages
 
 from comet.corpus import Document, lines, open_corpus
+from comet.corpus.documents import find_language, is_language, language_code, two_letter_code
 from comet.corpus.memory import PackedTexts
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared/data"
@@ -412,3 +413,61 @@ def test_lines_with_nul_characters_are_counted(tmp_path):
         corpus = open_corpus([file], **OPTIONS)
         assert corpus.counts == {"und": 60}
         assert [one.reason for one in corpus.problems.first] == ["holds NUL characters"]
+
+
+def test_folders_are_known_by_codes_names_and_scripts_of_languages():
+    known = [
+        "ha", "hau", "hau_Latn", "hau-Latn", "ary_Arab", "Hausa", "hausa", "ee", "ewe", "sw", "swa", "swh", "Swahili",
+        "twi", "pcm", "pt_BR", "und", "Nigerian Pidgin", "run",
+    ]  # fmt: skip
+    unknown = [
+        "text",
+        "data",
+        "raw",
+        "raw_Text",
+        "new",
+        "dev",
+        "dev_data",
+        "cat_pics",
+        "corpus",
+        "xx",
+        "",
+        "txt",
+    ]
+    assert [name for name in known if not is_language(name)] == []
+    assert [name for name in unknown if is_language(name)] == []
+
+
+def test_a_language_has_one_name_in_runs_whatever_it_is_asked_by(tmp_path):
+    assert [language_code(name) for name in ("ha", "HAU", "ee", "hau_Latn")] == [
+        "hau",
+        "hau",
+        "ee",
+        "hau_latn",
+    ]
+    names = ["hau_latn", "ewe", "ful"]
+    asked = {
+        "ha": "hau_latn",
+        "hau": "hau_latn",
+        "Hausa": "hau_latn",
+        "ee": "ewe",
+        "ff": "ful",
+        "yo": None,
+        "x": None,
+    }
+    assert {name: find_language(name, names) for name in asked} == asked
+    assert find_language("ha", ["hau_latn", "hau_arab"]) is None
+    assert find_language("hau", ["hau", "hau_latn"]) == "hau"
+    codes = {"hau_latn": "ha", "ewe": "ee", "swahili": "sw", "pcm": "pcm", "x": "x"}
+    assert {name: two_letter_code(name) for name in codes} == codes
+    for name in ("hau_Latn", "ewe"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(
+            "\n".join(f"{name} {number}" for number in range(200))
+        )
+    given = {"temperature": 1.0, "seed": 0, "held_out_per_language": 4}
+    assert open_corpus([str(tmp_path)], languages=["ha", "ee"], **given).languages == (
+        "ewe",
+        "hau_latn",
+    )
+    assert open_corpus([str(tmp_path / "hau_Latn")], **given).languages == ("hau_latn",)

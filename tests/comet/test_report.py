@@ -137,7 +137,7 @@ def test_missing_parts_are_named(runs, tmp_path):
 
 
 def test_a_name_is_text_wherever_it_stands(tmp_path):
-    name = "<script>alert(1)</script> $a_b$ &amp;"
+    name = "<script>alert(1)</script> $x_$ $\\q{ &amp;"
     tuned(tmp_path / "run", name, 0.7)
     page = report(
         tmp_path / "run", output=tmp_path / "r.html", options=["--no-measure", "--title", "<b>x"]
@@ -145,6 +145,15 @@ def test_a_name_is_text_wherever_it_stands(tmp_path):
     assert "script" not in Page(page).tags
     assert "<b>x" not in page
     assert name in Page(page).text
+
+
+def test_every_label_is_drawn(tmp_path):
+    for number, name in enumerate(("$x_$", "_hidden", "a\x00b", "\ud800", "$", "%", "^_{", "x\ny")):
+        tuned(tmp_path / f"run-{number}", name, 0.7)
+    page = report(*tmp_path.glob("run-*"), output=tmp_path / "r.html", options=["--no-measure"])
+    drawn = re.findall(r"<text[^>]*>([^<]*)</text>", page)
+    for name in ("$x_$", "_hidden", "a�b", "�", "$", "%", "^_{"):
+        assert name in drawn
 
 
 @pytest.mark.slow

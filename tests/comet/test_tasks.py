@@ -1,6 +1,7 @@
 import json
 import logging
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from real_data import DATA, needs_real_data
@@ -429,3 +430,16 @@ def test_every_word_of_masakhaner_is_read_or_reported(language):
     ]
     assert read == [line for line in lines if line]
     assert not data.problems
+
+
+def test_folders_and_rows_of_a_language_are_found_by_its_other_names(tmp_path):
+    for folder in ("hau_Latn", "ee"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.tsv").write_text("text\tlabel\na\tno\nb\tyes\n")
+    recipe = TaskRecipe(task="sequence", data=str(tmp_path), languages=["hau", "ewe"])
+    assert open_task(recipe, "train").languages == ("hau", "ewe")
+    assert open_task(replace(recipe, languages=None), "train").languages == ("ee", "hau_latn")
+    file = tmp_path / "rows.tsv"
+    file.write_text("text\tlabel\tlang\na\tno\tHausa\nb\tyes\tha\nc\tno\tyo\n")
+    rows = TaskRecipe(task="sequence", train=str(file), language_column="lang", languages=["hau"])
+    assert [one.text for one in open_task(rows, "train").examples] == ["a", "b"]
