@@ -78,10 +78,16 @@ class Streamed:
         return self._fingerprint([shard.version for shard in self.shards])
 
     def earlier_fingerprint(self) -> str:
-        """Return what `fingerprint` gave before it read the content of local files."""
-        remote = (is_remote(shard.address) for shard in self.shards)
-        kept = zip(self.shards, remote, strict=True)
-        return self._fingerprint([shard.version if is_so else "" for shard, is_so in kept])
+        """Return what `fingerprint` gave before it read the content of local files.
+
+        Of MADLAD-400's shards on a disk it gives another one, as their newlines were not read as such then.
+        """
+        return self._fingerprint(
+            [
+                shard.version if is_remote(shard.address) or shard.is_madlad else ""
+                for shard in self.shards
+            ]
+        )
 
     def _fingerprint(self, versions: Sequence[str]) -> str:
         names = ("/".join(shard.address.split("/")[-2:]) for shard in self.shards)

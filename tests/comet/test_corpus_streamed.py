@@ -11,6 +11,7 @@ import pytest
 from corpus_files import OPTIONS, cut_off, records, take, texts, write, write_two_languages
 
 from comet.corpus import open_corpus, streamed
+from comet.corpus.documents import content_hash
 
 BLOCK = 64
 
@@ -279,3 +280,16 @@ def test_madlads_newlines_are_newlines_on_the_hub_and_on_a_disk(folder, name):
     path.rename(folder / "other/sw" / name.replace("sw_", "news-"))
     other = open_corpus([str(folder / "other")], **OPTIONS)
     assert r"one\ntwo" in {one.text for one in take(other.training_stream(), 93)}
+
+
+def test_a_place_in_madlads_files_from_before_their_newlines_were_read_is_refused(folder):
+    corpus = open_corpus([str(folder)], in_memory=0, **OPTIONS)
+    names = ["ha/ha_clean_0000.jsonl.gz", "ha/ha_clean_0001.jsonl.gz"]
+    hashed = "\n".join(f"{name} {(folder / name).stat().st_size} " for name in names)
+    before = content_hash(hashed)
+    assert corpus._sources[0].earlier_fingerprint() != before
+    for name in names:
+        (folder / name).rename(folder / name.replace("clean", "part"))
+    other = open_corpus([str(folder)], in_memory=0, **OPTIONS)
+    before = content_hash(hashed.replace("clean", "part"))
+    assert other._sources[0].earlier_fingerprint() == before
