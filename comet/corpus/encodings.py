@@ -7,6 +7,10 @@ _MARKS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
     "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
     "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
+_PACKED = {
+    "gzip": b"\x1f\x8b", "zip": b"PK\x03\x04", "xz": b"\xfd7zXZ\0", "zstd": b"\x28\xb5\x2f\xfd",
+    "bzip2": b"BZh91AY&SY",
+}  # fmt: skip
 _GUESS = "WINDOWS-1252"  # of what is not UTF-8 nor has a mark
 
 
@@ -33,10 +37,13 @@ def encoding_error(head: bytes, name: str) -> str | None:
 
 
 def mark_error(head: bytes, name: str) -> str | None:
-    """The same by the mark alone that a file in UTF-16 or UTF-32 begins with."""
+    """The same by the mark alone that text in UTF-16 or UTF-32, or what is compressed, begins with."""
     for encoding, marks in _MARKS.items():
         if head.startswith(marks):
             return f"is in {encoding}, expected UTF-8; {conversion(name, encoding)}"
+    for kind, mark in _PACKED.items():
+        if head.startswith(mark):
+            return f"is compressed by {kind}, expected text in UTF-8; unpack it first"
     return None
 
 

@@ -86,13 +86,18 @@ class Problems:
         return latest
 
     def report(self, found: Iterable[Problem] = ()) -> None:
-        """Add what another process found, and warn in one line once the number has doubled since the last warning."""
+        """Add what another process found, and warn in one line once the number has doubled since the last warning.
+
+        A damaged file is told at once.
+        """
         found = list(found)
         for problem in found:
             self.add(problem)
-        examples = self.latest() or found or self.first
-        if len(self) < max(1, 2 * self._warned):
+        new = self.latest() or found
+        damage = [problem for problem in new if problem.of_file]
+        if not damage and len(self) < max(1, 2 * self._warned):
             return
+        examples = sorted(new or self.first, key=lambda problem: not problem.of_file)
         self._warned = len(self)
         _logger.warning(
             "corpus: %s cannot be read and %s skipped, such as %s",

@@ -12,6 +12,7 @@ from corpus_files import OPTIONS, cut_off, records, take, texts, write, write_tw
 from comet.corpus import Document, lines, open_corpus
 from comet.corpus.documents import find_language, is_language, language_code, two_letter_code
 from comet.corpus.memory import PackedTexts
+from comet.corpus.problems import FILE, Problem, Problems
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared/data"
 
@@ -471,3 +472,24 @@ def test_a_language_has_one_name_in_runs_whatever_it_is_asked_by(tmp_path):
         "hau_latn",
     )
     assert open_corpus([str(tmp_path / "hau_Latn")], **given).languages == ("hau_latn",)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
+def test_what_is_compressed_without_a_name_that_says_so_is_refused(tmp_path, name):
+    content = gzip.compress("\n".join(texts("x", 60)).encode())
+    with pytest.raises(ValueError, match=f"{name} is compressed by gzip, expected text in UTF-8"):
+        open_corpus([write(tmp_path / name, [content])], **OPTIONS)
+
+
+def test_a_damaged_file_is_told_at_once_and_first(caplog):
+    problems = Problems()
+    for line in range(100):
+        problems.add(Problem("a.txt", line, "not valid JSON"))
+    problems.report()
+    problems.report([Problem("a.txt", 200, "not valid JSON")])
+    assert len(caplog.records) == 1
+    damage = Problem("b.txt.gz", 7, f"{FILE} cannot be read from here on")
+    problems.report([Problem("a.txt", 201, "not valid JSON"), damage])
+    assert "such as b.txt.gz:7: the file cannot be read from here on; a.txt:201" in caplog.text
+    problems.report()
+    assert len(caplog.records) == 2
