@@ -42,6 +42,7 @@ MAY_CHANGE = frozenset(  # on resuming, as it changes no result
         "run.keep_checkpoints",
         "run.output",
         "run.trackers",
+        "student.allow_larger",
     }
 )
 

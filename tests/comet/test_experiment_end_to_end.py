@@ -10,7 +10,6 @@ from comet import experiment
 LABELS = ("negative", "neutral", "positive")
 GRID = {
     "distill": {
-        "student": {"layers": 1, "hidden_size": 16, "heads": 2, "intermediate_size": 16},
         "corpus": {"max_length": 16, "held_out": 4, "workers": 0},
         "optimisation": {"steps": 12, "batch_size": 4, "warmup_steps": 2},
         "run": {"log_every": 4},

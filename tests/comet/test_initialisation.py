@@ -13,12 +13,14 @@ from transformers import AutoModel, AutoModelForMaskedLM, ElectraConfig, GPT2Con
 
 from comet.anatomy import anatomy_of
 from comet.cache_teacher import main as cache_teacher
+from comet.configuration import read_recipe
 from comet.distill import main as distill
 from comet.finetune import finetune
 from comet.initialisation import make_started, start_from_teacher
 from comet.initialise import main as initialise
-from comet.recipe import StudentRecipe
+from comet.recipe import DistillRecipe, StudentRecipe
 from comet.reduction import basis_of, reduced_product, reduced_writer, refit, rotary_product
+from comet.student_recipe import Sizes
 from comet.students import chosen_layers, make_student, settled
 from comet.tap import TappedEncoder, usable_positions
 from comet.trim import main as trim
@@ -500,11 +502,12 @@ def test_from_a_cache_whose_teacher_is_gone_auto_starts_at_random_and_says_so(
     text = ["--teacher", str(teacher), "--corpus", str(corpus_folder), *run]
     cache_teacher([*text, "--batches", "4", "--output", str(tmp_path / "cache")])
     shutil.rmtree(teacher)
-    shape = [one for one in TINY_STUDENT if one not in ("--student.initial", "random")]
     capsys.readouterr()
     distill(
-        ["--teacher-cache", str(tmp_path / "cache"), *shape, "--steps", "2",
+        ["--teacher-cache", str(tmp_path / "cache"), "--steps", "2",
          "--optimisation.warmup_steps", "1", "--output", str(tmp_path / "run")]
     )  # fmt: skip
     assert "start    random weights, for want of more: student.initial" in capsys.readouterr().out
-    assert "initial: random" in (tmp_path / "run" / "recipe.yaml").read_text()
+    student = read_recipe(DistillRecipe, str(tmp_path / "run" / "recipe.yaml"))["student"]
+    assert student["initial"] == "random"
+    assert [student[name] for name in Sizes._fields] == [2, 16, 2, 24]

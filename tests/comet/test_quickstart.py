@@ -35,6 +35,12 @@ def test_teacher_and_twin_are_trained_once_and_compared(tiny_teacher, tmp_path, 
     assert "training the same student without a teacher, once" in first
     assert "undistilled student" in first
     assert str(tmp_path / "first" / "student") in first
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").splitlines()
+    following = [line.strip() for line in first.split("Next, ")[1].splitlines()[1:]]
+    commands = [line for line in following if line.startswith("python")]
+    assert len(commands) == 3
+    assert all(f"    {command}" in readme for command in commands)
+    assert "warning" not in first
     twin = next((tmp_path / "cache").glob("undistilled-*"))
     shapes = [
         {
