@@ -6,6 +6,7 @@ from huggingface_hub import ModelCardData
 
 import comet
 from comet.cards.facts import ENCODER, Facts
+from comet.cards.licences import licence_identifier
 from comet.cards.lineage import FROM_SCRATCH, LICENCE_KEYS, UNKNOWN
 from comet.cards.markdown import code, escaped
 from comet.cards.scores import floor_words, has_unseen, results, score_words
@@ -51,7 +52,7 @@ def card_metadata(facts: Facts, licence: Mapping[str, str]) -> ModelCardData:
 def licence_of(facts: Facts, given: str | None = None) -> dict[str, str]:
     """What the card says of the licence: what was given, else what the last card said, else what the base's says."""
     if given is not None:
-        return {"license": given}
+        return {"license": licence_identifier(given)}
     before = {name: str(facts.previous[name]) for name in LICENCE_KEYS if facts.previous.get(name)}
     if before.get("license", UNKNOWN) != UNKNOWN:
         return before

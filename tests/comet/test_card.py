@@ -412,3 +412,17 @@ def test_names_of_folders_and_hub_ids():
     assert not is_hub_id("/home/a/model")
     assert not is_hub_id("runs/afro/student")
     assert base_of("Davlan/afro-xlmr-large", online=False).hub_ids == ["Davlan/afro-xlmr-large"]
+
+
+def test_a_licence_is_one_that_the_hub_knows(tokenizer, tmp_path):
+    save_tiny(tmp_path, tokenizer)
+    for given, near in (("MITT", "mit"), ("apache2", "apache-2.0"), ("cc-by-40", "cc-by-4.0")):
+        with pytest.raises(
+            ValueError, match=rf"--license: got '{given}' \(did you mean '{near}'\?\)"
+        ):
+            main([str(tmp_path), "--license", given])
+    with pytest.raises(ValueError, match="`other` stands for a licence that it does not know"):
+        main([str(tmp_path), "--license", "mine"])
+    for given, meant in (("MIT", "mit"), ("Apache-2.0", "apache-2.0"), ("other", "other")):
+        main([str(tmp_path), "--license", given, "--force"])
+        assert read(tmp_path).data.license == meant
