@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from comet.names import path_component
+from comet.offline import is_not_here, offline_remedy, offline_where_unreachable, unreachable
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -380,12 +381,17 @@ def said_plainly(flag: str, name_or_folder: str, needed: str = CONFIG) -> Iterat
     path = Path(name_or_folder)
     if path.is_absolute() or name_or_folder.startswith((".", "~")) or path.exists():
         _require_folder(flag, path, needed)
+    on_hub = not path.exists()
     try:
-        yield
+        with offline_where_unreachable() if on_hub else contextlib.nullcontext():
+            yield
     except Exception as error:  # the hub, safetensors and torch each have exceptions of their own
         if str(error).startswith(f"{flag}: "):
             raise
         reason = str(error).strip().split("\n")[0]
+        if on_hub and is_not_here(error) and (why := unreachable()):
+            remedy = offline_remedy(name_or_folder)
+            reason = f"it is neither a folder nor in the cache of the hub here, and {why}; {remedy}"
         raise ValueError(f"{flag}: cannot load {name_or_folder}: {reason}") from error
 
 

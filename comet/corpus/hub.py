@@ -7,6 +7,7 @@ from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
 from comet.corpus.connection import UnreachableError
 from comet.corpus.lines import Shard, hashed
+from comet.offline import unreachable
 
 MADLAD_400 = "hf://datasets/allenai/MADLAD-400"
 MADLAD_LANGUAGES = ("ha", "ig", "rw", "sw", "yo")
@@ -23,6 +24,8 @@ def madlad_shards(code: str, base: str) -> list[Shard]:
         ValueError: they are not there or cannot be reached.
     """
     pattern = f"{base}/{code}/{code}_clean_*.jsonl.gz"
+    if base.startswith("hf://") and (why := unreachable()):
+        raise UnreachableError(pattern, ConnectionError(why))
     # the libraries below raise errors of their own HTTP client, which changes between versions
     try:
         files, path = url_to_fs(pattern)

@@ -5,6 +5,7 @@ from typing import Any
 
 from comet.corpus.documents import UNDETERMINED, find_language, language_code, language_named
 from comet.names import path_component
+from comet.offline import offline_where_unreachable, unreachable
 from comet.tasks.files import split_names
 from comet.tasks.recipe import TaskRecipe
 from comet.tasks.rows import Columns, LeftOut, Row, row_of
@@ -88,7 +89,8 @@ def _configurations(
         only = wanted[0] if wanted else language_code(given or UNDETERMINED)
         return [(path_component(only, f"task.data: configuration of {name}"), given)]
     try:
-        offered = list(datasets.get_dataset_config_names(name))
+        with offline_where_unreachable():
+            offered = list(datasets.get_dataset_config_names(name))
     except Exception as error:  # the hub and the library have exceptions of their own
         raise _unreadable(name, error) from error
     by_language: Mapping[str, str] = {language_code(one): one for one in offered}
@@ -106,10 +108,11 @@ def _configurations(
 def _load(datasets: Any, name: str, configuration: str | None, splits: Sequence[str]) -> Any:
     """The first of several splits that is there."""
     try:
-        offered = datasets.get_dataset_split_names(name, configuration)
-        chosen = next((one for one in splits if one in offered), None)
-        if chosen is not None:
-            return datasets.load_dataset(name, configuration, split=chosen)
+        with offline_where_unreachable():
+            offered = datasets.get_dataset_split_names(name, configuration)
+            chosen = next((one for one in splits if one in offered), None)
+            if chosen is not None:
+                return datasets.load_dataset(name, configuration, split=chosen)
     except Exception as error:  # as above
         raise _unreadable(name, error) from error
     raise ValueError(
@@ -119,4 +122,6 @@ def _load(datasets: Any, name: str, configuration: str | None, splits: Sequence[
 
 def _unreadable(name: str, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())[:300]
+    if why := unreachable():
+        reason = f"it is not on this machine, and {why}; fetch it once where there is a network, or give local files"
     return ValueError(f"task.data: cannot load {HUB}{name}: {reason}")
