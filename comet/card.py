@@ -37,6 +37,7 @@ from comet.cards.text import (
 from comet.configuration import CommandParser, run_command
 from comet.durable import write_text
 from comet.fine_tuned import find_model
+from comet.holdings import instead
 from comet.processes import say
 from comet.tfidf import is_tfidf
 
@@ -167,7 +168,11 @@ def models_of(folder: Path) -> list[Path]:
     found = [one for one in places if (one / "config.json").is_file() or is_tfidf(one)]
     if not found:
         raise ValueError(
-            f"{folder} holds no model: neither config.json, student/, model/ nor seed-N/model/"
+            f"{folder} holds no model"
+            + (
+                instead(folder, "model")
+                or ": neither config.json, student/, model/ nor seed-N/model/"
+            )
         )
     return found[:1] if found[0] == folder else found
 

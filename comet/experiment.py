@@ -82,6 +82,7 @@ from comet.experiments.results import TABLE, Results
 from comet.experiments.schedule import Schedule
 from comet.experiments.stage import Stage
 from comet.experiments.written import GRIDS
+from comet.holdings import instead, kind_of
 from comet.processes import say
 
 PROGRAM = "comet.experiment"
@@ -137,6 +138,10 @@ def experiment(order: Order) -> bool:
         ValueError: a recipe that cannot be, or another than a stage was begun with.
         Interrupted: asked to stop; what ran has saved.
     """
+    if kind_of(order.folder) not in (None, "experiment"):
+        raise ValueError(
+            f"--output: {order.folder} holds no experiment{instead(order.folder, 'experiment')}; give another --output"
+        )
     plan = make_plan(order.grid, order.folder)
     stages = plan.needed_by(order.cells)
     for stage in stages:

@@ -21,6 +21,7 @@ from torch import Tensor
 from comet.checkpoints import TENSORS
 from comet.configuration import CommandParser, run_command
 from comet.durable import file_aside
+from comet.holdings import instead
 
 PROGRAM = "comet.factorize"
 MOST_TERMS = 32
@@ -149,7 +150,7 @@ def read_dense(source: Path, name: str | None) -> tuple[str, Tensor]:
     if source.is_dir():
         path, name = source / TENSORS, name or "module/projection.weight"
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"{path}: no such file{instead(source, 'checkpoint')}")
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from comet.corpus.documents import find_language
 from comet.durable import unsealed
+from comet.holdings import instead
 from comet.tfidf import is_tfidf
 
 CARD = "comet.json"
@@ -73,7 +74,11 @@ def _of_language(
                 by_language.setdefault(model.parent.name, []).append(model)
     if not by_language:
         raise ValueError(
-            f"{flag}: {folder} holds no fine-tuned model: neither model/, seed-N/model/ nor seed-N/LANG/model/"
+            f"{flag}: {folder} holds no fine-tuned model"
+            + (
+                instead(folder, "fine-tuned model")
+                or ": neither model/, seed-N/model/ nor seed-N/LANG/model/"
+            )
         )
     if language is None and len(by_language) == 1:
         return next(iter(by_language.values()))

@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from comet.holdings import Wanted, instead
 from comet.names import path_component
 from comet.offline import is_not_here, offline_remedy, offline_where_unreachable, unreachable
 
@@ -399,6 +400,8 @@ def _require_folder(flag: str, path: Path, needed: str) -> None:
     if not path.is_dir():
         raise ValueError(f"{flag}: {path} is not a folder")
     if not (path / needed).is_file():
+        wanted: Wanted = "model" if needed == CONFIG else "tokenizer"
         hint = "; did you mean its subfolder?" if any(path.glob(f"*/{needed}")) else ""
-        kind = "model" if needed == CONFIG else "tokenizer"
-        raise ValueError(f"{flag}: {path} holds no {kind} ({needed}){hint}")
+        raise ValueError(
+            f"{flag}: {path} holds no {wanted} ({needed}){instead(path, wanted) or hint}"
+        )

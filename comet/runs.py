@@ -27,6 +27,7 @@ import yaml
 from comet.configuration import Given, build, contradiction, read_recipe, to_yaml
 from comet.durable import LOCK, is_as_good_as_empty, locked, sweep, write_text, writing
 from comet.environment import differences, environment, peak_resident_bytes
+from comet.holdings import instead, refuse_other_run
 from comet.inputs import Input, changed_inputs, saved_inputs
 from comet.interruption import Interrupted
 from comet.names import path_component
@@ -382,7 +383,10 @@ def _resolve(recipe_class: type, given: Given, program: str) -> tuple[Path, Any]
             "without --resume"
         )
     if not (folder / RECIPE).is_file():
-        raise ValueError(f"--resume: {folder} holds no run; check --output")
+        raise ValueError(
+            f"--resume: {folder} holds no run{instead(folder, 'stopped run')}; check --output"
+        )
+    refuse_other_run(folder, program)
     stored = read_recipe(recipe_class, str(folder / RECIPE))
     stored.setdefault("run", {})["output"] = output
     for part, fields in given.content.items():

@@ -22,6 +22,7 @@ from comet.corpus.documents import composed
 from comet.durable import SEAL, sealed, unsealed, write_json
 from comet.finetune_recipe import TunedModelRecipe
 from comet.formats import NewerFormatError, require_known_format, stamp
+from comet.holdings import instead
 from comet.names import path_component
 from comet.pretrained import load_config, load_model, random_model
 from comet.students import (
@@ -134,12 +135,14 @@ def read_card(folder: Path, *, flag: str = "--model") -> ModelCard:
     except NewerFormatError:
         raise
     except FileNotFoundError:
-        hint = ""
         found = sorted(folder.glob(f"**/{CARD}"))
-        if found:
-            hint = f"; did you mean {found[0].parent}?"
+        hint = (
+            f"; did you mean {found[0].parent}?"
+            if found
+            else "; python -m comet.finetune makes one"
+        )
         raise ValueError(
-            f"{flag}: {folder} holds no fine-tuned model ({CARD}){hint}; `python -m comet.finetune` makes one"
+            f"{flag}: {folder} holds no fine-tuned model ({CARD}){instead(folder, 'fine-tuned model') or hint}"
         ) from None
     except (OSError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(

@@ -41,6 +41,7 @@ from comet.configuration import contradiction
 from comet.corpus.documents import content_hash
 from comet.durable import unsealed
 from comet.formats import NewerFormatError, require_known_format
+from comet.holdings import instead
 from comet.names import path_component
 from comet.pretrained import load_config
 from comet.processes import on_main
@@ -385,7 +386,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     if not path.is_file():
         raise ValueError(
-            f"--teacher-cache: {folder} holds no teacher cache; python -m comet.cache_teacher makes one"
+            f"--teacher-cache: {folder} holds no teacher cache"
+            + (instead(folder, "teacher cache") or "; python -m comet.cache_teacher makes one")
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from comet.configuration import build, read_recipe
 from comet.durable import checksum
 from comet.finetune_recipe import FinetuneRecipe
+from comet.holdings import PROGRAMS, instead, kind_of
 from comet.names import path_component
 from comet.runs import RECIPE, read_record
 from comet.task_model import CARD, ModelCard, read_card
@@ -100,8 +101,9 @@ def recipe_of(run: Path, *, flag: str = "--run") -> FinetuneRecipe:
     Raises:
         ValueError: the folder holds none.
     """
-    if not (run / RECIPE).is_file():
-        raise ValueError(f"{flag}: {run} holds no fine-tuning run ({RECIPE})")
+    kind = kind_of(run)
+    if not (run / RECIPE).is_file() or (kind in PROGRAMS and kind != "fine-tuning run"):
+        raise ValueError(f"{flag}: {run} holds no fine-tuning run{instead(run, 'fine-tuning run')}")
     return build(FinetuneRecipe, read_recipe(FinetuneRecipe, str(run / RECIPE)))
 
 

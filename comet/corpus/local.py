@@ -6,6 +6,7 @@ from pathlib import Path
 
 from comet.corpus.documents import UNDETERMINED, is_language, language_code
 from comet.corpus.lines import SUFFIXES
+from comet.holdings import instead, kind_of
 
 _SHOWN = 3
 
@@ -31,6 +32,8 @@ def find_files(path: Path) -> dict[Path, str]:
                 f"corpus: {path} has an unknown suffix, expected {', '.join(SUFFIXES)}"
             )
         return {_absolute(path): own}
+    if kind_of(path) not in (None, "text", "labelled data", "tokenizer", "experiment"):
+        raise ValueError(f"corpus: {path} holds no text{instead(path, 'text')}")
     found = {}
     ignored = []
     for file in sorted((*path.glob("*"), *path.glob("*/*"))):
@@ -43,6 +46,7 @@ def find_files(path: Path) -> dict[Path, str]:
     if not found:
         raise ValueError(
             f"corpus: no {', '.join(SUFFIXES)} in {path} or its folders; expected LANG/*.jsonl.gz"
+            f"{instead(path, 'text')}"
         )
     if ignored:
         _logger.warning(

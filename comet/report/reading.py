@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
+from comet.holdings import instead
 from comet.names import path_inside
 from comet.runs import EVALUATION, METRICS, RECIPE, RECORD
 
@@ -364,7 +365,7 @@ def _hint(folder: Path) -> str:
     inner = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and _is_run(path)]
     if inner:
         return f"; did you mean {folder / inner[0]}?"
-    return f" (no {RECIPE}, scores-*.json or {EXPERIMENT})"
+    return instead(folder, "run") or f" (no {RECIPE}, scores-*.json or {EXPERIMENT})"
 
 
 def _is_run(folder: Path) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from comet.corpus.documents import UNDETERMINED, find_language, is_language, language_code
+from comet.holdings import instead
 from comet.tasks.recipe import TaskRecipe
 from comet.tasks.rows import CONLL, TABLES
 
@@ -75,8 +76,8 @@ def _in_folder(
         kinds = ", ".join(_suffixes(recipe))
         there = ", ".join(sorted(path.name for path in data.iterdir())[:20])
         raise ValueError(
-            f"task.data: {data} has no {' or '.join(names)} file ({kinds}) for {', '.join(missing) or 'any language'}; "
-            f"it holds {there or 'nothing'}"
+            f"task.data: {data} has no {' or '.join(names)} file ({kinds}) for {', '.join(missing) or 'any language'}"
+            + (instead(data, "labelled data") or f"; it holds {there or 'nothing'}")
         )
     files = {code: found[there] for code, there in chosen.items() if there is not None}
     for code, several in files.items():
