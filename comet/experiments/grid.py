@@ -11,9 +11,8 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from comet.configuration import checked_fields, fit, is_file, read_recipe, refuse_unknown
+from comet.configuration import checked_fields, fit, read_recipe, refuse_unknown
 from comet.experiments.written import (
-    GRIDS,
     RECIPES,
     Content,
     Settings,
@@ -145,7 +144,7 @@ def read_grid(name_or_file: str, given: Mapping[str, Any]) -> Grid:
     """
     written = written_grid(name_or_file)
     path = path_of(name_or_file)
-    comets = {stage: _of_comet(written.get(stage), path) for stage in _FITTED}
+    comets = written_grid(name_or_file, shipped=True)
     if "teacher" in given:
         written.pop("adapt", None)
     for key, value in given.items():
@@ -154,27 +153,17 @@ def read_grid(name_or_file: str, given: Mapping[str, Any]) -> Grid:
     return _grid(written, path, comets)
 
 
-def _of_comet(content: Any, path: Path) -> dict[str, Any]:
-    """What was written for a stage by Comet: all that is in a shipped grid, else the recipe that it names."""
-    written = flat(content, str(path))
-    return {
-        key: value
-        for key, value in written.items()
-        if path.parent == GRIDS or (key == "recipe" and not is_file(str(value)))
-    }
-
-
-def _grid(written: Mapping[str, Any], path: Path, comets: Mapping[str, Mapping[str, Any]]) -> Grid:
+def _grid(written: Mapping[str, Any], path: Path, comets: Mapping[str, Any]) -> Grid:
     source = str(path)
     if written.get("teacher") is not None and written.get("adapt") is not None:
         raise ValueError(
             f"{source}: teacher and adapt: give a teacher, or how one is made, not both"
         )
     shared = {stage: _settings(stage, written.get(stage), source) for stage in RECIPES}
-    for stage, theirs in comets.items():
+    for stage in _FITTED:
         if written.get(stage) is None:
             continue
-        base = _settings(stage, theirs, source)
+        base = _settings(stage, comets.get(stage), source)
         own = {key for key, value in shared[stage].items() if key not in base or base[key] != value}
         shared[stage].update(fit(RECIPES[stage], shared[stage], base, own))
     cells = [

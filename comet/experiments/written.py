@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from comet.configuration import refuse_empty, refuse_unknown
+from comet.configuration import is_file, refuse_empty, refuse_unknown
 from comet.finetune_recipe import FinetuneRecipe
 from comet.recipe import AdaptRecipe, DistillRecipe
 from comet.spellings import suggestion
@@ -95,8 +95,13 @@ def path_of(name_or_file: str) -> Path:
     return path
 
 
-def written_grid(name_or_file: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The content of a grid over that of the grid it extends: stages field by field, other keys as a whole."""
+def written_grid(
+    name_or_file: str, seen: tuple[Path, ...] = (), *, shipped: bool = False
+) -> dict[str, Any]:
+    """The content of a grid over that of the grid it extends: stages field by field, other keys as a whole.
+
+    With `shipped`, only what Comet says of stages: of a grid of one's own the named recipe alone.
+    """
     path = path_of(name_or_file)
     if path in seen:
         raise ValueError(f"{path}: extends: it extends itself")
@@ -115,6 +120,9 @@ def written_grid(name_or_file: str, seen: tuple[Path, ...] = ()) -> dict[str, An
         stage, _, rest = str(key).partition(".")
         if stage in RECIPES:
             fields = flat({rest: value} if rest else value, f"{path}: {key}")
+            if shipped and path.parent != GRIDS:
+                named = fields.get("recipe")
+                fields = {} if named is None or is_file(str(named)) else {"recipe": named}
             found[stage] = {**found.get(stage, {}), **fields}
         else:
             found[key] = value
@@ -122,8 +130,9 @@ def written_grid(name_or_file: str, seen: tuple[Path, ...] = ()) -> dict[str, An
     if base is None:
         return found
     beside = path.parent / str(base)  # a file is named from where this one lies
-    named = str(beside) if beside.suffix in (".yaml", ".yml") else str(base)
-    under = written_grid(named, (*seen, path))
+    under = written_grid(
+        str(beside) if is_file(str(beside)) else str(base), (*seen, path), shipped=shipped
+    )
     for stage in RECIPES.keys() & under.keys() & found.keys():
         found[stage] = {**under[stage], **found[stage]}
     if "cells" in found or "axes" in found:

@@ -59,6 +59,9 @@ def test_warm_ups_of_shipped_grids_and_recipes_are_shortened_with_the_steps(read
     grid = read(shared)
     assert grid.adapt["optimisation.warmup_steps"] == 1
     assert grid.adapt["warm_start.steps"] == 45
+    extended = {"extends": "ablation", "distill.optimisation.steps": 50}
+    grid = read(extended, teacher="t", distill__corpus__paths=["toy"])
+    assert grid.cells[0].content("distill")["optimisation"]["warmup_steps"] == 2
     own = {**SHARED, "distill.optimisation": {"steps": 9, "warmup_steps": 9}, "cells": {"one": {}}}
     with pytest.raises(ValueError, match=r"warmup_steps: got 9, expected .* fewer than"):
         make_plan(read(own), Path("x"))
