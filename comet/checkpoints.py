@@ -53,10 +53,15 @@ def save_checkpoint(
         (partial / STATE).write_text(json.dumps(dict(state)), encoding="utf-8")
         sums = {name: checksum(partial / name) for name in (TENSORS, STATE)}
         (partial / CHECKSUMS).write_text(json.dumps(stamp(FORMAT) | sums), encoding="utf-8")
+    prune(folder, keep)
+    return final
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest checkpoints, unless somebody has put something into one."""
     for old in checkpoints(folder)[:-keep]:
         if {path.name for path in old.iterdir()} <= {TENSORS, STATE, CHECKSUMS}:  # nobody else's
             discard_folder(old)
-    return final
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 import transformers
 import yaml
 
+from comet.durable import full_disk
 from comet.processes import FailedElsewhereError, say
 from comet.spellings import SAME, SWITCHES, VALUES, advice, meant, suggestion
 from comet.streams import prepare_output
@@ -71,12 +72,17 @@ def run_command(main: Callable[[Sequence[str]], None], program: str) -> NoReturn
     transformers.utils.logging.disable_progress_bar()  # ours is the only one
     try:
         main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        print(f"{program}: error: {_one_line(str(error))}", file=sys.stderr)
+    except FailedElsewhereError:
         sys.exit(2)
-    except (RuntimeError, MemoryError) as error:
+    except (ValueError, OSError) as error:
+        print(f"{program}: error: {_one_line(str(full_disk(error) or error))}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:  # libraries have exceptions of their own for a full disk
         from comet.memory_advice import is_out_of_memory  # which itself reads recipes
 
+        if full := full_disk(error):
+            print(f"{program}: error: {_one_line(str(full))}", file=sys.stderr)
+            sys.exit(2)
         if not is_out_of_memory(error):
             raise
         advice = (
@@ -87,8 +93,6 @@ def run_command(main: Callable[[Sequence[str]], None], program: str) -> NoReturn
     except KeyboardInterrupt as error:
         print(f"{program}: {str(error) or 'interrupted'}", file=sys.stderr)
         sys.exit(getattr(error, "code", 130))
-    except FailedElsewhereError:
-        sys.exit(2)
     sys.exit(0)
 
 

@@ -35,9 +35,9 @@ _SAVED = frozenset(  # what versions of Comet and transformers write next to wei
         "vocab.json", "vocab.txt",
     }
 )  # fmt: skip
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _UNWRITABLE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
-    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+    *_FULL, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
 )  # fmt: skip
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -268,14 +268,27 @@ def writing(path: Path, advice: str | None = None) -> Iterator[None]:
     try:
         yield
     except UnwritableError as error:
-        if advice is None:
+        within = any(one.name.endswith(".partial") for one in error.path.parents)
+        if advice is None and not within:
             raise
-        raise UnwritableError(error.path, error.reason, advice) from error
+        named = path if within else error.path
+        raise UnwritableError(named, error.reason, advice or _ADVICE) from error
     except Exception as error:
         found = system_error(error)
         if found is None or found.errno not in _UNWRITABLE or _is_elsewhere(found, path):
             raise
         raise UnwritableError(path, str(found.strerror), advice or _ADVICE) from error
+
+
+def full_disk(error: BaseException) -> UnwritableError | None:
+    """What is said of an error that nobody has explained, where the disk was full or cannot be written; else None."""
+    if isinstance(error, UnwritableError):
+        return error
+    found = system_error(error)
+    if found is None or found.errno not in _FULL:
+        return None
+    path = found.filename if isinstance(found.filename, (str, bytes)) else "to the disk"
+    return UnwritableError(Path(os.fsdecode(path)), str(found.strerror), _ADVICE)
 
 
 def system_error(error: BaseException) -> OSError | None:
@@ -291,7 +304,7 @@ def system_error(error: BaseException) -> OSError | None:
     found = _RUST_ERROR.search(text)
     if found:
         return OSError(int(found[1]), os.strerror(int(found[1])))
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+    for number in _FULL:
         if os.strerror(number) in text:
             return OSError(number, os.strerror(number))
     return None if error.__cause__ is None else system_error(error.__cause__)

@@ -384,7 +384,8 @@ def _resolve(recipe_class: type, given: Given, program: str) -> tuple[Path, Any]
         )
     if not (folder / RECIPE).is_file():
         raise ValueError(
-            f"--resume: {folder} holds no run{instead(folder, 'stopped run')}; check --output"
+            f"--resume: {folder} holds no run{instead(folder, 'stopped run')}; check --output, or leave out "
+            "--resume"
         )
     refuse_other_run(folder, program)
     stored = read_recipe(recipe_class, str(folder / RECIPE))

@@ -6,6 +6,7 @@ in the same curves: TensorBoard forgets the steps that are done again, and W&B, 
 is given the same run id.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -113,10 +114,11 @@ class Trackers:
     def _wandb_id(self) -> str:
         """The run's id with W&B: made once, kept in the run folder."""
         record = self._folder / RECORD
-        if not record.is_file():
-            identity = os.urandom(6).hex()
-            write_text(record, json.dumps({"wandb": identity}) + "\n")
-        return str(json.loads(record.read_text(encoding="utf-8"))["wandb"])
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # absent or damaged
+            return str(json.loads(record.read_text(encoding="utf-8"))["wandb"])
+        identity = os.urandom(6).hex()
+        write_text(record, json.dumps({"wandb": identity}) + "\n")
+        return identity
 
 
 def flat(recipe: Any) -> dict[str, Any]:

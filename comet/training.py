@@ -25,6 +25,7 @@ from comet.checkpoints import (
     load_chosen,
     module_tensors,
     optimizer_tensors,
+    prune,
     random_tensors,
     restore_module,
     restore_optimizer,
@@ -192,6 +193,7 @@ class Training:
             self.folder.require_same_inputs(loaded[1].get("inputs"))
             self.folder.tell_differences(loaded[1].get("environment"))
             self._require_steps_left(loaded[1]["step"])
+            prune(self.folder.checkpoints, self.run.keep_checkpoints)
             tensors = loaded[0]
             return loaded[1]
 

@@ -225,7 +225,7 @@ def _tokens(metrics: Path) -> int | None:
     try:
         last = metrics.read_text("utf-8").splitlines()[-1]
         return int(json.loads(last)["tokens"])
-    except (OSError, IndexError, KeyError, ValueError):
+    except (OSError, IndexError, KeyError, TypeError, ValueError):
         return None
 
 

@@ -83,13 +83,16 @@ def fitted(recipe: AdaptRecipe, steps: int) -> dict[str, int]:
 
 
 def _lines(metrics: Path) -> list[tuple[int, float]]:
-    """Step and seconds of every logged line."""
+    """Step and seconds of every logged line that is whole."""
     found = []
     before = 0
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        values = json.loads(line)
-        if values["tokens_per_second"]:
-            seconds = (values["tokens"] - before) / values["tokens_per_second"]
-            found.append((int(values["step"]), seconds))
-        before = values["tokens"]
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+            step, tokens, rate = values["step"], values["tokens"], values["tokens_per_second"]
+        except (ValueError, TypeError, KeyError):
+            continue
+        if rate:
+            found.append((int(step), (tokens - before) / rate))
+        before = tokens
     return found

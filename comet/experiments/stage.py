@@ -284,11 +284,19 @@ def last_line(stage: Stage) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file, empty where there is none."""
+    """The content of a JSON file, empty where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: remove it, and start the same command again")
     return found
 
 

@@ -20,7 +20,7 @@ import comet_kernels
 from comet import cache_files, distill, frozen, sources
 from comet.cache_teacher import main
 from comet.configuration import build, parse_command
-from comet.durable import unsealed
+from comet.durable import locked, unsealed
 from comet.recipe import DistillRecipe
 from comet.students import load_masked_lm
 from comet.tap import TappedEncoder
@@ -335,3 +335,12 @@ def test_the_teacher_need_not_be_there_any_more(arguments, tmp_path, hidden):
     gone = [*arguments, "--teacher", str(tmp_path / "nowhere")]
     with pytest.raises(ValueError, match=r"not on this machine.*leave out --teacher"):
         read(copy, gone)
+
+
+def test_two_never_make_one_cache(arguments, tmp_path):
+    folder = tmp_path / "cache"
+    said = r"--output: another process is making the cache in .*cache"
+    with locked(folder / ".lock"), pytest.raises(ValueError, match=said):
+        main([*arguments, "--batches", "2", "--output", str(folder)])
+    main([*arguments, "--batches", "2", "--output", str(folder)])
+    assert read(folder, arguments).steps == 2

@@ -142,6 +142,17 @@ def test_the_advice_of_who_knows_more_is_given(tmp_path):
         full()
 
 
+def test_what_is_written_aside_is_called_by_its_name(tmp_path):
+    said = r"^cannot write .*/folder: No space left on device; make room"
+    with pytest.raises(UnwritableError, match=said), folder_aside(tmp_path / "folder") as partial:
+        write_into_full(partial / "config.json")
+
+
+def write_into_full(file):
+    with file_aside(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_other_errors_stay_what_they_are(tmp_path):
     for error in (
         FileNotFoundError(errno.ENOENT, "No such file", str(tmp_path / "model")),

@@ -13,7 +13,8 @@ import yaml
 from runs_in_processes import finish, start
 
 from comet.experiments import schedule
-from comet.experiments.stage import Lock, Stage, record_end
+from comet.experiments.budget import training_seconds
+from comet.experiments.stage import Lock, Stage, read_json, record_end
 
 GRID = {
     "title": "Terms",
@@ -399,3 +400,23 @@ def test_a_dry_run_prints_all_and_writes_nothing(bench, capsys):
     assert "one cache for both, KL only" in said
     assert "optimisation.steps follows from the time that both takes" in said
     assert "alpha: 1.0" in said
+
+
+@pytest.mark.parametrize("content", ["[]", "7", '{"state": ', ""])
+def test_a_damaged_record_is_named(tmp_path, content):
+    (tmp_path / "distill.json").write_text(content)
+    with pytest.raises(ValueError, match=r"distill\.json is damaged: remove it"):
+        read_json(tmp_path / "distill.json")
+    assert read_json(tmp_path / "absent.json") == {}
+
+
+def test_the_time_of_a_run_is_that_of_its_whole_lines(tmp_path):
+    lines = [
+        {"step": 1, "tokens": 100, "tokens_per_second": 50},
+        {"tokens": 5},
+        [],
+        {"step": 2, "tokens": 300, "tokens_per_second": 100},
+    ]
+    text = "\n".join([*map(json.dumps, lines), '{"step": 3, "tok'])
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert training_seconds(tmp_path / "metrics.jsonl") == 4
