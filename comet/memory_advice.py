@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from comet.objective_recipe import ObjectiveRecipe
 from comet.projections import trained_bytes
 from comet.recipe import AdaptRecipe, DistillRecipe
-from comet.students import count_parameters
+from comet.students import count_parameters, size_name
 from comet_kernels.ops.softened_kl.linear_pieces import LOGITS_BYTES
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -222,7 +222,7 @@ def _shape_of(model: PreTrainedModel) -> Shape:
         count_parameters(model),
         config.num_hidden_layers,
         config.hidden_size,
-        config.intermediate_size,
+        getattr(config, size_name(config, "intermediate_size"), 4 * config.hidden_size),
         config.num_attention_heads,
     )
 

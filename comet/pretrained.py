@@ -87,6 +87,18 @@ def load_config(
         return cast(PreTrainedConfig, AutoConfig.for_model(kind, **settings))
 
 
+def require_encoder(config: PreTrainedConfig, name: str, *, flag: str) -> None:
+    """Refuse a model that has a decoder too.
+
+    Raises:
+        ValueError: it has.
+    """
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"{flag}: {name} is of type {config.model_type}, an encoder with a decoder; give an encoder alone"
+        )
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """What config.json says of a model, without what it says of code, machines and how a call answers.
 

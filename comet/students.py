@@ -22,7 +22,13 @@ from transformers import (
 from comet.anatomy import SUPPORTED
 from comet.configuration import require
 from comet.durable import folder_aside
-from comet.pretrained import load_any_tokenizer, load_config, load_model, random_model
+from comet.pretrained import (
+    load_any_tokenizer,
+    load_config,
+    load_model,
+    random_model,
+    require_encoder,
+)
 from comet.student_recipe import Sizes, StudentRecipe
 
 DROPOUTS = (
@@ -55,7 +61,7 @@ def student_config(teacher: PreTrainedConfig, recipe: StudentRecipe) -> PreTrain
     _require_sizes(teacher)
     sizes = dict(zip(_SIZES, recipe.sizes, strict=True))
     layers, hidden_size, heads, _ = recipe.sizes
-    names = {teacher.attribute_map.get(name, name): name for name in sizes}
+    names = {size_name(teacher, name): name for name in sizes}
     values.update({own: sizes[name] for own, name in names.items()})
     for name in values:
         if name in DROPOUTS and values[name] is not None:
@@ -146,6 +152,7 @@ def _sized(teacher: PreTrainedConfig, recipe: StudentRecipe) -> StudentRecipe:
     if recipe.model is not None or None not in (getattr(recipe, name) for name in Sizes._fields):
         return recipe
     _require_sizes(teacher)
+    feed_forward = size_name(teacher, "intermediate_size")
     layers = recipe.layers or len(recipe.initial_layers or ())
     width, heads = recipe.hidden_size, recipe.heads
     widest = teacher.hidden_size // teacher.num_attention_heads
@@ -165,8 +172,15 @@ def _sized(teacher: PreTrainedConfig, recipe: StudentRecipe) -> StudentRecipe:
         hidden_size=width,
         heads=heads,
         intermediate_size=recipe.intermediate_size
-        or max(1, teacher.intermediate_size * width // teacher.hidden_size),
+        or max(1, getattr(teacher, feed_forward) * width // teacher.hidden_size),
     )
+
+
+def size_name(config: PreTrainedConfig, name: str) -> str:
+    """What an architecture's configuration calls one of BERT's sizes."""
+    if name == "intermediate_size" and not hasattr(config, name):
+        name = "hidden_dim"  # DistilBERT
+    return str(config.attribute_map.get(name, name))
 
 
 def _half(count: int) -> int:
@@ -174,7 +188,7 @@ def _half(count: int) -> int:
 
 
 def _require_sizes(teacher: PreTrainedConfig) -> None:
-    missing = [name for name in _SIZES if not hasattr(teacher, name)]
+    missing = [name for name in _SIZES if not hasattr(teacher, size_name(teacher, name))]
     if missing:
         raise ValueError(
             f"student: a {teacher.model_type} configuration has no {', '.join(missing)}; "
@@ -308,6 +322,7 @@ def load_masked_lm(
         ValueError: it is not there, is no encoder, or its head's weights are missing.
     """
     config = load_config(name_or_folder, revision=revision, flag=flag)
+    require_encoder(config, name_or_folder, flag=flag)
     if type(config) not in AutoModelForMaskedLM._model_mapping:
         raise ValueError(
             f"{flag}: cannot load {name_or_folder}: a {config.model_type} model has no masked-language-model head"

@@ -9,6 +9,7 @@ The same wrapper returns the input of the output embeddings instead of logits, s
 unless somebody multiplies one out.
 """
 
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -20,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 IMPLEMENTATION = "comet_tap"
 PROBE_LENGTH = 5
+_USE = "use a BERT, RoBERTa, XLM-R, ELECTRA, CamemBERT, DistilBERT or ModernBERT model"
 
 Layer = int | Literal["last", "upper-middle"]
 
@@ -151,8 +153,11 @@ class TappedEncoder(nn.Module):
         self.name = model.config.name_or_path or type(model).__name__
         self.layer = layer_index(layer, model.config.num_hidden_layers, self.name)
         tap_attention(model, self.layer, self.name)
-        self._bypass_head()
-        self._probe()
+        self._require_head()
+        expected = None if self.output_weight.is_meta else self._logits_of_few_tokens()
+        vars(self._head)["forward"] = _HiddenInsteadOfLogits()
+        if expected is not None:
+            self._probe(expected)
 
     @property
     def width(self) -> int:
@@ -213,32 +218,49 @@ class TappedEncoder(nn.Module):
         self.model.train(was_training)
         return sink, hidden
 
-    def _bypass_head(self) -> None:
-        head = self.model.get_output_embeddings()
-        if not isinstance(head, nn.Linear):
+    def _require_head(self) -> None:
+        if not isinstance(self.model.get_output_embeddings(), nn.Linear):
             raise ValueError(
                 f"{self.name} ({type(self.model).__name__}) has no linear output embeddings; "
                 "a teacher or student needs a masked-language-model head"
             )
-        vars(head)["forward"] = _HiddenInsteadOfLogits()
 
-    def _probe(self) -> None:
-        """Find out on a few tokens, not in the middle of a run, whether query, key and head input arrive."""
-        if self.output_weight.is_meta:
-            return
-        with torch.no_grad():
+    @torch.no_grad()
+    def _logits_of_few_tokens(self) -> Tensor:
+        try:
+            return self._read_few_tokens()[1]
+        except TypeError as error:  # an argument that layers would get is refused
+            raise ValueError(_hidden_attention(self.model, self.name)) from error
+
+    @torch.no_grad()
+    def _probe(self, expected: Tensor) -> None:
+        """Find out on a few tokens, not in the middle of a run, whether query, key and head input arrive.
+
+        Args:
+            expected: logits of these tokens, before the head was bypassed.
+        """
+        try:
             sink, hidden = self._read_few_tokens()
-        if sink.taken is None:
+            found = self.logits(hidden)
+        except RuntimeError:  # what comes after the output embeddings expects logits
+            found = expected.new_full((), torch.nan)
+        else:
+            if sink.taken is None:
+                raise ValueError(_hidden_attention(self.model, self.name))
+        if found.shape != expected.shape or not torch.allclose(
+            found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+        ):
             raise ValueError(
-                f"{self.name} ({type(self.model).__name__}) does not hand its layers' query and key "
-                "to transformers' attention interface; use a BERT, RoBERTa, XLM-R, ELECTRA, "
-                "CamemBERT or ModernBERT model"
+                f"{self.name} is of type {self.model.config.model_type} ({type(self.model).__name__}), which changes "
+                f"its logits after the output embeddings, so its head cannot be fused; {_USE}"
             )
-        if hidden.shape[-1] != self._head.in_features:
-            raise ValueError(
-                f"{self.name} ({type(self.model).__name__}) changes its logits after the output "
-                "embeddings; its head cannot be fused"
-            )
+
+
+def _hidden_attention(model: PreTrainedModel, name: str) -> str:
+    return (
+        f"{name} is of type {model.config.model_type} ({type(model).__name__}), which does not hand query and key to "
+        f"transformers' attention interface, so they cannot be read; {_USE}"
+    )
 
 
 def tap_attention(model: PreTrainedModel, layer: int, name: str) -> None:
@@ -253,11 +275,7 @@ def tap_attention(model: PreTrainedModel, layer: int, name: str) -> None:
         ValueError: the model's attention cannot be read, or that layer attends to a window of tokens.
     """
     if not getattr(model, "_supports_attention_backend", False):
-        raise ValueError(
-            f"{name} ({type(model).__name__}) does not use transformers' attention "
-            "interface, so its query and key cannot be read; use a BERT, RoBERTa, XLM-R, "
-            "ELECTRA, CamemBERT or ModernBERT model"
-        )
+        raise ValueError(_hidden_attention(model, name))
     kinds = getattr(model.config, "layer_types", None)
     if kinds is not None and kinds[layer] != "full_attention":
         window = [number for number, kind in enumerate(kinds) if kind == "full_attention"]
@@ -273,7 +291,7 @@ def usable_positions(model: PreTrainedModel) -> int:
 
     RoBERTa and its kin count positions from `padding_idx + 1`, so two of XLM-R's 514 are never used.
     """
-    limit = int(model.config.max_position_embeddings)
+    limit = int(getattr(model.config, "max_position_embeddings", None) or sys.maxsize)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             limit = module.num_embeddings

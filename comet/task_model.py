@@ -24,7 +24,7 @@ from comet.finetune_recipe import TunedModelRecipe
 from comet.formats import NewerFormatError, require_known_format, stamp
 from comet.holdings import instead
 from comet.names import path_component
-from comet.pretrained import load_config, load_model, random_model
+from comet.pretrained import load_config, load_model, random_model, require_encoder
 from comet.students import (
     DROPOUTS,
     count_parameters,
@@ -41,7 +41,6 @@ HEADS = {
     "sequence": AutoModelForSequenceClassification,
     "token": AutoModelForTokenClassification,
 }
-_NEW = ("classifier", "score", "pooler", "qa_outputs")  # parts that pre-training does not give
 
 
 class TaskEncoder(nn.Module):
@@ -172,7 +171,11 @@ def load_tuned(folder: Path, *, flag: str = "--model") -> Tuned:
         ValueError: the folder holds none.
     """
     card = read_card(folder, flag=flag)
-    model, _ = load_model(HEADS[card.kind], str(folder), flag=flag)
+    model, report = load_model(HEADS[card.kind], str(folder), flag=flag)
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{flag}: {folder} has no weights for {min(report['missing_keys'])}; fine-tune the model again"
+        )
     tokenizer = load_tokenizer(str(folder), flag=flag)
     require_embedded(tokenizer, model.config, flag=flag)
     return Tuned(model, tokenizer, card)
@@ -212,6 +215,7 @@ def make_task_model(
         id2label=dict(enumerate(task.labels)),
         label2id={label: number for number, label in enumerate(task.labels)},
     )
+    require_encoder(config, recipe.model, flag="--model")
     _set_dropout(config, recipe)
     if type(config) not in HEADS[task.kind]._model_mapping:
         raise ValueError(f"--model: a {config.model_type} model has no {task.kind} classifier")
@@ -236,7 +240,7 @@ def _pretrained(name: str, config: PreTrainedConfig, task: Task) -> PreTrainedMo
     missing = [
         key
         for key in [*sorted(report["missing_keys"]), *changed]
-        if not any(part in key.split(".") for part in _NEW)
+        if key.startswith(f"{model.base_model_prefix}.") and "pooler" not in key.split(".")
     ]
     if missing:
         raise ValueError(

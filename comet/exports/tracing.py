@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from comet.onnx_encoder import INPUTS, OUTPUT, extra, open_session, session_options
+from comet.tap import usable_positions
 
 _LARGEST = 2**31 - 2**24  # bytes of weights that one file holds, a protocol buffer
 _BATCH, _LENGTH = 2, 16  # of the sample; neither is 1, which would be taken for a constant
@@ -48,7 +49,7 @@ def trace(model: PreTrainedModel, file: Path) -> None:
             f"--model: {held / 1e9:.1f} GB of weights, and an ONNX file holds 2; trim the vocabulary "
             "(python -m comet.trim), or distil the model first"
         )
-    ids = torch.full((_BATCH, min(_LENGTH, model.config.max_position_embeddings - 2)), 5)
+    ids = torch.full((_BATCH, min(_LENGTH, usable_positions(model))), 5)
     mask = torch.ones_like(ids)
     mask[-1, ids.shape[1] // 2 :] = 0
     with _quiet():

@@ -8,9 +8,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import f1_score
 from tiny_tasks import recipe_for, write_entities, write_sentiment
+from transformers import AutoModelForMaskedLM, BartConfig, DistilBertConfig, XLMConfig
 
 from comet import evaluation, finetune
 from comet.evaluate import evaluate
@@ -19,7 +20,7 @@ from comet.finetune import finetune as run_finetune
 from comet.finetune import main as finetune_main
 from comet.predictions import read_predictions
 from comet.students import load_tokenizer
-from comet.task_model import load_tuned, make_task_model, read_card
+from comet.task_model import ModelCard, load_tuned, make_task_model, read_card
 from comet.tasks import open_task
 from comet.tuned_runs import member_folder
 
@@ -339,6 +340,42 @@ def test_dropout_of_hidden_states_attention_and_classifier(
     config = make_task_model(recipe.model, task, load_tokenizer(str(teacher_folder))).config
     found = (config.hidden_dropout_prob, config.attention_probs_dropout_prob)
     assert (*found, config.classifier_dropout) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (DistilBertConfig(dim=32, hidden_dim=48, n_layers=1, n_heads=2, vocab_size=300), None),
+        (XLMConfig(emb_dim=32, n_layers=1, n_heads=2, n_words=300), None),
+        (BartConfig(vocab_size=300, d_model=16, encoder_layers=1, decoder_layers=1,
+                    encoder_ffn_dim=16, decoder_ffn_dim=16), "type bart, an encoder with a decoder"),
+    ],
+    ids=["distilbert", "xlm", "bart"],
+)  # fmt: skip
+def test_heads_of_other_families_are_new_and_encoders_are_whole(
+    teacher_folder, sentiment, tmp_path, config, said
+):
+    model = AutoModelForMaskedLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    recipe = recipe_for(tmp_path, sentiment)
+    task, tokenizer = open_task(recipe.task, "train").task, load_tokenizer(str(teacher_folder))
+    if said is None:
+        tuned = make_task_model(recipe.model, task, tokenizer)
+        assert type(tuned).__name__.endswith("ForSequenceClassification")
+        weights = load_file(tmp_path / "model.safetensors")
+        lost = next(name for name in weights if name.startswith(f"{model.base_model_prefix}."))
+        del weights[lost]
+        save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        said = f"has no weights for {lost}"
+    with pytest.raises(ValueError, match=f"--model: .*{said}"):
+        make_task_model(recipe.model, task, tokenizer)
+
+
+def test_a_fine_tuned_model_without_its_head_is_refused(teacher_folder, tmp_path):
+    shutil.copytree(teacher_folder, tmp_path / "model")
+    ModelCard("t", "sequence", ["a", "b"], ["hau"], 8, 0, 0.5, 1, None).write(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"--model: .* has no weights for classifier\."):
+        load_tuned(tmp_path / "model")
 
 
 @pytest.mark.parametrize("model", ["encoder", "tfidf"])

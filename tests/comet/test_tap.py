@@ -2,10 +2,38 @@ import pytest
 import torch
 from accuracy import relative_rms
 from tiny import tiny_model
-from transformers import AutoModelForMaskedLM, MPNetConfig
+from transformers import (
+    AlbertConfig,
+    AutoModelForMaskedLM,
+    CamembertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    EsmConfig,
+    FNetConfig,
+    MobileBertConfig,
+    MPNetConfig,
+    RemBertConfig,
+    RobertaConfig,
+    RobertaPreLayerNormConfig,
+    XLMConfig,
+    XLMRobertaXLConfig,
+)
 
+from comet.memory_advice import Shape, sizes_of
+from comet.student_recipe import StudentRecipe
+from comet.students import count_parameters, make_student
 from comet.tap import TappedEncoder, layer_index, usable_positions
 
+SHAPE = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 20,
+    "pad_token_id": 1,
+}
+OTHER = {"vocab_size": 50, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 20}
 ARCHITECTURES = ["xlm-r", "bert", "electra", "modernbert"]
 
 
@@ -54,16 +82,49 @@ def test_padding_is_not_attended(architecture):
     torch.testing.assert_close(encoder(other, mask).hidden[1:, :5], short)
 
 
-def test_an_encoder_that_hides_its_attention_is_refused_by_name():
-    config = MPNetConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-    )
-    with pytest.raises(ValueError, match="MPNetForMaskedLM"):
-        TappedEncoder(AutoModelForMaskedLM.from_config(config))
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (AlbertConfig(**SHAPE, embedding_size=8), None),
+        (CamembertConfig(**SHAPE), None),
+        (DistilBertConfig(**OTHER, dim=16, hidden_dim=24), None),
+        (RobertaConfig(**SHAPE), None),
+        (RobertaPreLayerNormConfig(**SHAPE), None),
+        (XLMRobertaXLConfig(**SHAPE), None),
+        (DebertaV2Config(**SHAPE), "deberta-v2 .*DebertaV2ForMaskedLM.* query and key"),
+        (FNetConfig(**SHAPE), "fnet .*query and key"),
+        (MPNetConfig(**SHAPE), "mpnet .*MPNetForMaskedLM.* query and key"),
+        (RemBertConfig(**SHAPE), "rembert .*query and key"),
+        (XLMConfig(n_words=50, emb_dim=16, n_layers=2, n_heads=2), "xlm .*query and key"),
+        (EsmConfig(**SHAPE, mask_token_id=4), "esm .*changes its logits"),
+        (
+            MobileBertConfig(**SHAPE, embedding_size=8, intra_bottleneck_size=8),
+            "mobilebert .*changes its logits",
+        ),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_an_encoder_of_another_family_is_read_or_refused_by_name(config, said):
+    model = AutoModelForMaskedLM.from_config(config).eval()
+    ids = torch.randint(5, 50, (2, 9))
+    expected = model(input_ids=ids).logits
+    if said is not None:
+        with pytest.raises(ValueError, match=said):
+            TappedEncoder(model)
+        return
+    encoder = TappedEncoder(model)
+    torch.testing.assert_close(encoder.logits(encoder(ids, None).hidden), expected)
+    assert sizes_of(model).student == Shape(count_parameters(model), 2, 16, 24, 2)
+    recipe = StudentRecipe(layers=1, hidden_size=8, heads=2, intermediate_size=12, initial="random")
+    student = make_student(config, recipe)
+    assert sizes_of(student).student == Shape(count_parameters(student), 1, 8, 12, 2)
+
+
+def test_a_head_that_bends_its_logits_is_refused():
+    model = tiny_model("bert")
+    model.cls.predictions.register_forward_hook(lambda _, __, logits: logits.tanh())
+    with pytest.raises(ValueError, match="changes its logits after the output embeddings"):
+        TappedEncoder(model)
 
 
 def test_a_layer_with_a_window_is_refused_with_the_layers_that_have_none():
