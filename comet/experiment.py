@@ -138,7 +138,7 @@ def experiment(order: Order) -> bool:
         ValueError: a recipe that cannot be, or another than a stage was begun with.
         Interrupted: asked to stop; what ran has saved.
     """
-    if kind_of(order.folder) not in (None, "experiment"):
+    if kind_of(order.folder) not in (None, "experiment", "text", "labelled data"):
         raise ValueError(
             f"--output: {order.folder} holds no experiment{instead(order.folder, 'experiment')}; give another --output"
         )
