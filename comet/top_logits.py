@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, log_softmax
+from torch.nn.functional import linear
 
 from comet_kernels import reference
 from comet_kernels.ops import launch
@@ -107,14 +107,25 @@ def top_softened_kl(
 
 def _plain_kl(logits_NV: Tensor, top: Top, temperature_N: Tensor) -> Tensor:
     """KL of every row `[N]` in plain torch, with what autograd needs of it."""
-    log_q_NV = log_softmax(logits_NV.float() / temperature_N[:, None], -1)
-    teacher = _teacher(top, logits_NV.shape[1], temperature_N)
-    return _kl(log_q_NV.gather(1, top[1]), log_q_NV.mean(-1), logits_NV.shape[1], teacher)
+    vocabulary = logits_NV.shape[1]
+    logits_NV = logits_NV.float()
+    scaled_NV = (logits_NV - logits_NV.detach().amax(-1, keepdim=True)) / temperature_N[:, None]
+    precision = _precision(logits_NV.device)
+    log_sum_N = scaled_NV.exp().sum(-1, dtype=precision).log()
+    log_q_NK = scaled_NV.gather(1, top[1]) - log_sum_N[:, None]
+    mean_N = scaled_NV.mean(-1, dtype=precision) - log_sum_N
+    return _kl(log_q_NK, mean_N, vocabulary, _teacher(top, vocabulary, temperature_N))
+
+
+def _precision(device: torch.device) -> torch.dtype:
+    """Of logarithms near log V whose difference counts: float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _teacher(top: Top, vocabulary: int, temperature_N: Tensor) -> tuple[Tensor, Tensor]:
     """log p `[N, K]` of the largest and log u `[N]` of each of the others, −∞ where there are none."""
-    values_NK, _, tail_N = top
+    precision = _precision(temperature_N.device)
+    values_NK, tail_N = top[0].to(precision), top[2].to(precision)
     scaled_NK = values_NK / temperature_N[:, None]
     log_sum_N = torch.logaddexp(scaled_NK.logsumexp(-1), tail_N)
     others = max(vocabulary - values_NK.shape[1], 1)
@@ -122,18 +133,21 @@ def _teacher(top: Top, vocabulary: int, temperature_N: Tensor) -> tuple[Tensor, 
 
 
 def _kl(
-    log_q_NK: Tensor, mean_log_q_N: Tensor, vocabulary: int, teacher: tuple[Tensor, Tensor]
+    log_q_NK: Tensor,
+    mean_log_q_N: Tensor,
+    vocabulary: int,
+    teacher: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """KL of every row `[N]` from the student's log q at the K pieces and its mean over all V."""
+    """KL of every row `[N]` from the student's log q at the K pieces and its mean over all V; 0 at least."""
     log_p_NK, log_u_N = teacher
     others = vocabulary - log_q_NK.shape[1]
     p_NK = log_p_NK.exp()
-    of_top_N = torch.where(p_NK > 0, p_NK * (log_p_NK - log_q_NK), 0).sum(-1)
-    if others == 0:
-        return of_top_N
-    tail_log_q_N = (vocabulary * mean_log_q_N - log_q_NK.sum(-1)) / others
-    u_N = log_u_N.exp()
-    return of_top_N + torch.where(u_N > 0, others * u_N * (log_u_N - tail_log_q_N), 0)
+    kl_N = torch.where(p_NK > 0, p_NK * (log_p_NK - log_q_NK), 0).sum(-1)
+    if others:
+        tail_log_q_N = (vocabulary * mean_log_q_N - log_q_NK.sum(-1)) / others
+        u_N = log_u_N.exp()
+        kl_N = kl_N + torch.where(u_N > 0, others * u_N * (log_u_N - tail_log_q_N), 0)
+    return torch.where(kl_N < 0, kl_N - kl_N.detach(), kl_N).float()
 
 
 class _TopSoftenedKl(torch.autograd.Function):
@@ -183,7 +197,7 @@ def _in_pieces(
     """KL of every row and, in float32, the gradients that are needed."""
     count, vocabulary = len(student.hidden), len(student.weight)
     log_p_NK, log_u_N = _teacher(top, vocabulary, temperature_N)
-    others_N = -temperature_N * log_u_N.exp()  # what every column's gradient has beside T q
+    others_N = -temperature_N * log_u_N.exp().float()  # what every column's gradient has beside T q
     weight_sum_E = student.weight.sum(0, dtype=torch.float32)
     mean_N = student.hidden.float() @ (weight_sum_E / vocabulary)
     if student.bias is not None:
@@ -229,19 +243,19 @@ class _Rows:
         self.temperature_R, self.pieces_RK = temperature_R, pieces_RK
         self.logits_RV = student.logits(piece)
         self.biases = (student.bias, None)
-        # with all of a teacher's mass on the first piece, the kernel writes T q everywhere else
-        first_V = self.logits_RV.new_full(self.logits_RV.shape[1:], -float("inf"))
-        first_V[0] = 0
-        self.teacher_RV = first_V.expand_as(self.logits_RV)
-        self.statistics = rows.forward(
-            self.logits_RV, self.teacher_RV, temperature_R, None, self.biases
-        )[1]
+        # of an even teacher: the log-sum less log V is small where the student is nearly even, as at high temperatures
+        even_RV = self.logits_RV.new_zeros(self.logits_RV.shape[1:]).expand_as(self.logits_RV)
+        self.largest_R, difference_R = rows.forward(
+            self.logits_RV, even_RV, temperature_R, None, self.biases
+        )[1][:2]
+        precise_R = difference_R.to(_precision(difference_R.device))
+        self.log_sum_R = precise_R + math.log(self.logits_RV.shape[1])
         self.top_log_q = self.log_q(self._with_bias(pieces_RK))
 
     def log_q(self, some_RX: Tensor) -> Tensor:
         """Of logits with their bias; measured from a row's largest, so that large ones keep their digits."""
-        largest_R, log_sum_R = self.statistics[0], self.statistics[1]
-        return (some_RX - largest_R[:, None]) / self.temperature_R[:, None] - log_sum_R[:, None]
+        scaled_RX = (some_RX - self.largest_R[:, None]) / self.temperature_R[:, None]
+        return scaled_RX - self.log_sum_R[:, None]
 
     def write_gradient(self, teacher: tuple[Tensor, Tensor], enlarged: Tensor) -> Tensor:
         """`enlarged` times T (q − p + u) for the K pieces and T q for the others, over the logits."""
@@ -251,13 +265,17 @@ class _Rows:
         first_R1 = (
             scale_R1 * self.log_q(self._with_bias(torch.zeros_like(self.pieces_RK[:, :1]))).exp()
         )
+        # with all of a teacher's mass on the first piece, the kernel writes T q everywhere else
+        first_V = self.logits_RV.new_full(self.logits_RV.shape[1:], -float("inf"))
+        first_V[0] = 0
+        nothing_R = torch.zeros_like(self.largest_R)
         rows.backward(
             self.logits_RV,
-            self.teacher_RV,
+            first_V.expand_as(self.logits_RV),
             self.temperature_R,
             None,
             scale_R,
-            self.statistics,
+            torch.stack([self.largest_R, self.log_sum_R.float(), nothing_R, nothing_R]),
             self.logits_RV,
             self.biases,
         )

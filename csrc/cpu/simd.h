@@ -135,6 +135,31 @@ COMET_INLINE double sum_of_lanes(Vec v) {
   return sum;
 }
 
+// Whether every lane is less than `bound` in size; false where one is NaN.
+COMET_INLINE bool all_within(Vec v, float bound) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(_mm512_abs_ps(reinterpret_cast<__m512>(v)), _mm512_set1_ps(bound), _CMP_LT_OQ) == 0xffff;
+#elif defined(__AVX2__)
+  const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), reinterpret_cast<__m256>(v));
+  return _mm256_movemask_ps(_mm256_cmp_ps(size, _mm256_set1_ps(bound), _CMP_LT_OQ)) == 0xff;
+#else
+  float lanes[LANES];
+  store(lanes, v);
+  bool all = true;
+  for (int i = 0; i < LANES; ++i) all &= lanes[i] < bound && lanes[i] > -bound;
+  return all;
+#endif
+}
+
+// e^x − 1 within ±NEAR_ZERO, every digit of it: x + x²/2! + x³/3! + x⁴/4!.
+constexpr float NEAR_ZERO = 0.0625f;
+COMET_INLINE Vec exp_less_one(Vec x) {
+  Vec p = splat(1.0f / 24);
+  p = fused(p, x, splat(1.0f / 6));
+  p = fused(p, x, splat(0.5f));
+  return fused(p * x, x, x);
+}
+
 // e^x for x ≤ 0 within 1 ulp; 0 below −87.33, where float32 has no normal numbers left; NaN for NaN.
 // e^x = 2^n e^r with n = round(x / ln 2), |r| ≤ ln(2)/2, and a minimax polynomial of degree 6 for e^r.
 COMET_INLINE Vec exp_of_nonpositive(Vec x) {

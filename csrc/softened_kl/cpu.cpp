@@ -34,12 +34,16 @@ int64_t useful_threads(const SoftenedKlRows& rows, int64_t threads) {
 bool counts(const SoftenedKlRows& rows, int64_t row) { return !rows.mask || rows.mask[row]; }
 
 constexpr KlSums NOTHING = {-std::numeric_limits<float>::infinity(),
-                            -std::numeric_limits<float>::infinity(), 0, 0, 0};
+                            -std::numeric_limits<float>::infinity(), 0, 0, 0, 0, 0};
 
-// Both sums measured from the larger of the two maxima. With c = exp((max t − max t')/T),
-//     Σ e^t' = c Σ e^t,   weighted' = c (weighted + Σ e^t ((max t − max t') − (max s − max s')) / T).
+// A KL below NEAR is taken from its series where the two differ by no more than the rounding of single sums.
+constexpr double NEAR = 5e-4;
+constexpr double ROUNDING = 5e-7;
+
+// Both sums measured from the larger of the two maxima: Σ e^t shrinks by e^((max t − max t')/T), and every x moves by
+// ((max s − max s') − (max t − max t')) / T.
 KlSums merge(const KlSums& a, const KlSums& b, double inverse_temperature) {
-  KlSums both = {std::max(a.student_max, b.student_max), std::max(a.teacher_max, b.teacher_max), 0, 0, 0};
+  KlSums both = {std::max(a.student_max, b.student_max), std::max(a.teacher_max, b.teacher_max), 0, 0, 0, 0, 0};
   const auto shift = [&](float from, float to) {
     const bool empty = from == -std::numeric_limits<float>::infinity();
     return empty ? 0.0 : (static_cast<double>(from) - to) * inverse_temperature;
@@ -51,10 +55,33 @@ KlSums merge(const KlSums& a, const KlSums& b, double inverse_temperature) {
     both.student_sum += std::exp(student_shift) * part->student_sum;
     both.teacher_sum += shrink * part->teacher_sum;
     // Mass that vanishes beside the rest weighs nothing, even where the student says −∞.
-    if (shrink > 0 || part->teacher_sum != part->teacher_sum)
-      both.weighted += shrink * (part->weighted + part->teacher_sum * (teacher_shift - student_shift));
+    if (!(shrink > 0 || part->teacher_sum != part->teacher_sum)) continue;
+    const double moved = student_shift - teacher_shift;
+    both.first += shrink * (part->first + moved * part->teacher_sum);
+    both.second += shrink * (part->second + moved * (2 * part->first + moved * part->teacher_sum));
+    both.third += shrink * (part->third + moved * (3 * part->second + moved * (3 * part->first + moved * part->teacher_sum)));
   }
   return both;
+}
+
+struct Divergence {
+  double kl;
+  double difference;  // of the log-sums
+};
+
+// KL = log E[e^x] − E[x] over the teacher's distribution. Near 0 that is the rounding of two numbers that cancel, but its
+// series in the cumulants of x, κ₂/2! + κ₃/3! + …, consists of small numbers.
+Divergence divergence(const KlSums& sums) {
+  const double mean = sums.first / sums.teacher_sum;
+  const double second = sums.second / sums.teacher_sum, third = sums.third / sums.teacher_sum;
+  const double difference = std::log(sums.student_sum) - std::log(sums.teacher_sum);
+  const double direct = difference - mean;
+  const double series = (second - mean * mean) / 2 + (third - mean * (3 * second - 2 * mean * mean)) / 6;
+  if (direct < NEAR && std::fabs(direct - series) < ROUNDING) {
+    const double kl = series > 0 ? series : 0;
+    return {kl, mean + kl};
+  }
+  return {direct < 0 ? 0 : direct, difference};
 }
 
 KlSums sum_segment(const SoftenedKlBlocks& blocks, const SoftenedKlRows& rows, int64_t row,
@@ -94,26 +121,25 @@ void softened_kl_forward(const SoftenedKlRows& rows, float* kl, float* statistic
       parts[static_cast<size_t>(task)] =
           sum_segment(blocks, rows, row, begin, std::min(rows.v, begin + SEGMENT));
   });
-  const auto keep = [&](int64_t row, const LogSumExp& student, const LogSumExp& teacher) {
-    statistics[row] = student.max;
-    statistics[rows.n + row] = student.log_sum;
-    statistics[2 * rows.n + row] = teacher.max;
-    statistics[3 * rows.n + row] = teacher.log_sum;
+  const auto keep = [&](int64_t row, const KlStatistics& found) {
+    statistics[row] = found.student_max;
+    statistics[rows.n + row] = found.difference;
+    statistics[2 * rows.n + row] = found.teacher_max;
+    statistics[3 * rows.n + row] = found.teacher_log_sum;
   };
   for (int64_t row = 0; row < rows.n; ++row) {
     kl[row] = 0;
-    keep(row, {0, 0}, {0, 0});
+    keep(row, {0, 0, 0, 0});
     if (!counts(rows, row)) continue;
     const double temperature = rows.temperature[row];
     const float inverse = 1.0f / rows.temperature[row];
     KlSums sums = NOTHING;
     for (int64_t i = 0; i < segments; ++i)
       sums = merge(sums, parts[static_cast<size_t>(row * segments + i)], inverse);
-    const double log_student = std::log(sums.student_sum), log_teacher = std::log(sums.teacher_sum);
-    kl[row] = static_cast<float>(temperature * temperature *
-                                 (sums.weighted / sums.teacher_sum + log_student - log_teacher));
-    keep(row, {sums.student_max, static_cast<float>(log_student)},
-         {sums.teacher_max, static_cast<float>(log_teacher)});
+    const Divergence found = divergence(sums);
+    kl[row] = static_cast<float>(temperature * temperature * found.kl);
+    keep(row, {sums.student_max, static_cast<float>(found.difference), sums.teacher_max,
+               static_cast<float>(std::log(sums.teacher_sum))});
   }
 }
 
@@ -135,11 +161,11 @@ void softened_kl_backward(const SoftenedKlRows& rows, const float* scale, const 
       return;
     }
     const float temperature = rows.temperature[row];
-    const LogSumExp student_lse = {statistics[row], statistics[rows.n + row]};
-    const LogSumExp teacher_lse = {statistics[2 * rows.n + row], statistics[3 * rows.n + row]};
+    const KlStatistics found = {statistics[row], statistics[rows.n + row], statistics[2 * rows.n + row],
+                                statistics[3 * rows.n + row]};
     for (int64_t column = begin; column < end; column += KL_BLOCK)
       blocks.backward(at(rows.student, row, column), at(rows.teacher, row, column), target + column * width,
-                      gradient_dtype, std::min(KL_BLOCK, end - column), 1.0f / temperature, student_lse, teacher_lse,
+                      gradient_dtype, std::min(KL_BLOCK, end - column), 1.0f / temperature, found,
                       scale[row] * temperature, past_cache);
   });
 }

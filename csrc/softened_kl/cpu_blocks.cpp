@@ -35,7 +35,7 @@ COMET_INLINE float largest(const float* x, int64_t count) {
 }
 
 struct Sums {
-  Vec student = {}, teacher = {}, weighted = {};
+  Vec student = {}, teacher = {}, first = {}, second = {}, third = {};
 
   COMET_INLINE void add(Vec s, Vec t, Vec s_offset, Vec t_offset, Vec inverse_temperature) {
     const Vec s_scaled = (s - s_offset) * inverse_temperature;
@@ -43,8 +43,12 @@ struct Sums {
     const Vec mass = exp_of_nonpositive(t_scaled);
     student += exp_of_nonpositive(s_scaled);
     teacher += mass;
-    // Where the teacher has no mass the difference may be ∞ or NaN; the term is 0 there.
-    weighted += mass > Vec{} ? mass * (t_scaled - s_scaled) : Vec{};
+    // Where the teacher has no mass the difference may be ∞ or NaN; the terms are 0 there.
+    const Vec x = mass > Vec{} ? s_scaled - t_scaled : Vec{};
+    const Vec mass_x = mass * x, mass_xx = mass_x * x;
+    first += mass_x;
+    second += mass_xx;
+    third = fused(mass_xx, x, third);
   }
 };
 
@@ -69,18 +73,29 @@ KlSums forward(KlColumns student, KlColumns teacher, int64_t count, float invers
     even.add(whole ? load(s + j) : load_first(s + j, left, -INFINITE),
              whole ? load(t + j) : load_first(t + j, left, -INFINITE), s_offset, t_offset, inverse);
   }
-  return {s_max, t_max, sum_of_lanes(even.student + odd.student),
-          sum_of_lanes(even.teacher + odd.teacher), sum_of_lanes(even.weighted + odd.weighted)};
+  return {s_max,
+          t_max,
+          sum_of_lanes(even.student + odd.student),
+          sum_of_lanes(even.teacher + odd.teacher),
+          sum_of_lanes(even.first + odd.first),
+          sum_of_lanes(even.second + odd.second),
+          sum_of_lanes(even.third + odd.third)};
 }
 
 struct Slope {
-  Vec inverse_temperature, student_max, student_log_sum, teacher_max, teacher_log_sum, factor;
+  Vec inverse_temperature, student_max, difference, teacher_max, student_log_sum, teacher_log_sum, factor;
 
   // Measured from the largest logit before anything is rounded at the logits' own size: nearby logits differ exactly,
-  // and a distribution with one certain outcome gets exactly 1 for it.
+  // and a distribution with one certain outcome gets exactly 1 for it. Where q = p e^y with small y, q − p is
+  // p (e^y − 1): the difference of two rounded exponentials would have no digits left.
   COMET_INLINE Vec at(Vec s, Vec t) const {
-    return factor * (exp_of_nonpositive((s - student_max) * inverse_temperature - student_log_sum) -
-                     exp_of_nonpositive((t - teacher_max) * inverse_temperature - teacher_log_sum));
+    const Vec s_scaled = (s - student_max) * inverse_temperature, t_scaled = (t - teacher_max) * inverse_temperature;
+    const Vec y = (s_scaled - t_scaled) - difference;
+    const Vec p = exp_of_nonpositive(t_scaled - teacher_log_sum);
+    const Vec small = p * exp_less_one(y);
+    if (all_within(y, NEAR_ZERO)) return factor * small;
+    const Vec large = exp_of_nonpositive(s_scaled - student_log_sum) - p;
+    return factor * ((y < splat(NEAR_ZERO)) & (y > splat(-NEAR_ZERO)) ? small : large);
   }
 };
 
@@ -105,13 +120,17 @@ COMET_INLINE void gradient_of(const Slope& slope, const float* s, const float* t
 }
 
 void backward(KlColumns student, KlColumns teacher, void* gradient, Dtype gradient_dtype, int64_t count,
-              float inverse_temperature, LogSumExp student_lse, LogSumExp teacher_lse, float factor,
-              bool past_cache) {
+              float inverse_temperature, KlStatistics statistics, float factor, bool past_cache) {
   float student_room[KL_BLOCK], teacher_room[KL_BLOCK], gradient_room[KL_BLOCK];
   const float* s = as_float(student, count, student_room);
   const float* t = as_float(teacher, count, teacher_room);
-  const Slope slope{splat(inverse_temperature), splat(student_lse.max), splat(student_lse.log_sum),
-                    splat(teacher_lse.max),     splat(teacher_lse.log_sum), splat(factor)};
+  const Slope slope{splat(inverse_temperature),
+                    splat(statistics.student_max),
+                    splat(statistics.difference),
+                    splat(statistics.teacher_max),
+                    splat(statistics.teacher_log_sum + statistics.difference),
+                    splat(statistics.teacher_log_sum),
+                    splat(factor)};
   if (gradient_dtype == Dtype::float32) {
     gradient_of(slope, s, t, static_cast<float*>(gradient), count, past_cache);
   } else {

@@ -28,8 +28,9 @@ struct SoftenedKlRows {
   int64_t v;
 };
 
-// kl: [n]. statistics: [4, n], the student's largest logit and log Σ exp((s − max s) / T), then the teacher's; all 0 on
-// rows left out. One number a side, the log-sum-exp, would round away the digits that large logits' gradient needs.
+// kl: [n]. statistics: [4, n], the student's largest logit, by how much its log Σ exp((s − max s) / T) exceeds the
+// teacher's, the teacher's largest logit and log Σ exp((t − max t) / T); all 0 on rows left out. One number a side, the
+// log-sum-exp, would round away the digits that the gradient needs of large logits, and of sides that nearly agree.
 void softened_kl_forward(const SoftenedKlRows& rows, float* kl, float* statistics, int64_t threads);
 
 // gradient[r, j] = scale[r] · T_r · (softmax(s/T)_j − softmax(t/T)_j); it may lie where the student's logits lie.

@@ -132,6 +132,23 @@ def test_partial_gradients_no_gradients_and_no_rows(problem, ops):
     assert not torch.autograd.grad(loss, student[1])[0].any()
 
 
+@pytest.mark.parametrize("ops", OPS, ids=["fused", "reference"])
+@pytest.mark.parametrize("count", [K, V])
+def test_a_student_close_to_its_teacher_at_a_high_temperature(problem, ops, count):
+    """What is left is small beside log V, near which log p and log q are."""
+    student, _ = problem
+    teacher = [tensor.detach().clone() for tensor in student]
+    with torch.no_grad():
+        student[0] += 0.03 * torch.randn(student[0].shape)
+    top = largest_logits(*teacher, count, 100.0)
+    loss, kl = top_softened_kl(*student, top, 100.0, ops)
+    _, truth = written_out(student, teacher, count, torch.full((N,), 100.0))
+    assert ((kl.double() - truth).abs() <= 1e-3 * truth + 2e-8).all()
+    assert relative_rms(loss, (1e4 * truth).mean()) <= 1e-2
+    same = top_softened_kl(*teacher, top, 100.0, ops)[1]
+    assert (same >= 0).all()
+
+
 def test_without_a_bias(problem):
     student, teacher = problem
     top = largest_logits(teacher[0], teacher[1], None, K, 2.0)

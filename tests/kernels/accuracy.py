@@ -20,6 +20,22 @@ def relative_rms(actual: torch.Tensor, oracle: torch.Tensor) -> float:
     return error / size
 
 
+def divergence(
+    student: torch.Tensor, teacher: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL of every row [N] and T² KL's gradient [N, V] in float64, with 8 digits however alike the two sides are.
+
+    KL = Σ p (e^r − 1 − r) with r = log q − log p: nothing cancels but in the bracket, for which there is a series.
+    """
+    mass = (teacher.double() / temperature).softmax(-1)
+    x = (student.double() - teacher.double()) / temperature
+    x = x - (mass * x).sum(-1, keepdim=True)
+    r = x - (mass * x.expm1()).sum(-1, keepdim=True).log1p()
+    series = r**2 * (1 / 2 + r * (1 / 6 + r * (1 / 24 + r * (1 / 120 + r * (1 / 720 + r / 5040)))))
+    terms = torch.where(r.abs() < 0.02, series, r.expm1() - r)
+    return (mass * terms).sum(-1), temperature * mass * r.expm1()
+
+
 def assert_accurate(
     actual: torch.Tensor,
     oracle: torch.Tensor,

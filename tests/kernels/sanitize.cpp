@@ -235,13 +235,13 @@ void check_halves(comet::InstructionSet set) {
       for (size_t i = 0; i < 64; i += 13) {
         const comet::KlSums sums = blocks.forward({&halves[i], dtype, nullptr}, {&wide[i], Dtype::float32, nullptr}, 1, 1.0f);
         if (std::isfinite(wide[i]))
-          require(sums.student_max == wide[i] && sums.student_sum == 1 && sums.weighted == 0, "a half");
+          require(sums.student_max == wide[i] && sums.student_sum == 1 && sums.first == 0, "a half");
       }
       // e^0 · factor − e^(−∞): the factor itself, narrowed, is the half it came from.
       for (size_t i = 0; i < 64; i += 13) {
         const float zero = 0, nothing = -INFINITE;
         blocks.backward({&zero, Dtype::float32, nullptr}, {&nothing, Dtype::float32, nullptr}, &back[i], dtype, 1, 1.0f,
-                        {0, 0}, {0, 0}, wide[i], false);
+                        {0, 0, 0, 0}, wide[i], false);
         if (std::isfinite(wide[i]) && wide[i] != 0) require(back[i] == halves[i], "a half written back");
       }
     }
@@ -255,8 +255,8 @@ void check_rounding(comet::InstructionSet set) {
       for (const float factor : *numbers) {
         const float zero = 0, nothing = -INFINITE;
         uint16_t half = 0;
-        blocks.backward({&zero, Dtype::float32, nullptr}, {&nothing, Dtype::float32, nullptr}, &half, dtype, 1, 1.0f, {0, 0},
-                        {0, 0}, factor, false);
+        blocks.backward({&zero, Dtype::float32, nullptr}, {&nothing, Dtype::float32, nullptr}, &half, dtype, 1, 1.0f,
+                        {0, 0, 0, 0}, factor, false);
         const float error = std::fabs(from_half(half, dtype) - factor);
         for (const int step : {(half & 0x7fff) ? -1 : 1, 1})
           require(error <= std::fabs(from_half(static_cast<uint16_t>(half + step), dtype) - factor), "nearest half");
@@ -274,7 +274,7 @@ void check_far_logits(comet::InstructionSet set) {
       teacher.push_back(-far - static_cast<float>(COUNT - 1 - i) / 4);
     }
     blocks.backward({student.data(), Dtype::float32, nullptr}, {teacher.data(), Dtype::float32, nullptr}, slope.data(),
-                    Dtype::float32, COUNT, 1 / 1.5f, {far, 2.5f}, {-far, 1.75f}, 1.0f, false);
+                    Dtype::float32, COUNT, 1 / 1.5f, {far, 0.75f, -far, 1.75f}, 1.0f, false);
     return slope;
   };
   const Numbers near = gradient(0);

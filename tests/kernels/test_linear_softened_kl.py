@@ -3,7 +3,7 @@ import warnings
 import pytest
 import torch
 from accounting import Allocations
-from accuracy import assert_accurate, relative_rms
+from accuracy import assert_accurate, divergence, relative_rms
 from linear_problems import NAMES, double, judge, make, of_rounded_logits, run
 
 from comet_kernels.ops.softened_kl import linear_pieces, linear_softened_kl, reference
@@ -70,6 +70,22 @@ def test_float16_products_are_enlarged_and_reduced(temperature, monkeypatch, sma
         oracle = of_rounded_logits(torch.float16, *arguments)
         for what, actual, truth in zip(NAMES[1:], found[1:], oracle[1:], strict=True):
             assert relative_rms(actual, truth) < 1e-3, what
+
+
+@pytest.mark.parametrize("temperature", [1.0, 100.0])
+@pytest.mark.parametrize("distance", [1e-1, 1e-2])
+def test_a_student_close_to_its_teacher(distance, temperature, small_pieces):
+    """Of its own logits, as their rounding is more than the rest."""
+    student, _ = make(9, 2003, 24, 8)
+    nearly = [tensor + distance * torch.randn_like(tensor) for tensor in student]
+    loss, kl = linear_softened_kl(*nearly, *student, temperature, return_kl=True)
+    logits = [torch.nn.functional.linear(*side[:2]) + side[2] for side in (nearly, student)]
+    truth = divergence(*logits, temperature)[0]
+    assert ((kl.double() - truth).abs() <= 1e-3 * truth).all()
+    assert abs(loss.item() - (temperature**2 * truth).mean().item()) <= 1e-3 * loss.item()
+    same, nothing = linear_softened_kl(*student, *student, temperature, return_kl=True)
+    assert same == 0
+    assert not nothing.any()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -69,10 +69,14 @@ def test_softened_kl_against_float64(n, v, dtype):
     kl, statistics = forward(student, teacher, temperature)
     assert_accurate(kl, oracle_kl, plain_kl, what="kl")
     T = temperature.double()
-    for (shift, log_sum), logits in zip(statistics.split(2), (student, teacher), strict=True):
-        assert torch.equal(shift, logits.amax(-1).float())
-        true_log_sum = (logits.double() / T[:, None]).logsumexp(-1) - shift / T
-        assert_accurate(log_sum, true_log_sum, what="log-sum")
+    for largest, logits in zip(statistics[::2], (student, teacher), strict=True):
+        assert torch.equal(largest, logits.amax(-1).float())
+    of_student, of_teacher = (
+        (logits.double() / T[:, None]).logsumexp(-1) - logits.double().amax(-1) / T
+        for logits in (student, teacher)
+    )
+    assert_accurate(statistics[3], of_teacher, what="log-sum")
+    assert_accurate(statistics[1], of_student - of_teacher, what="difference of log-sums")
     gradient = backward(student, teacher, temperature, scale, statistics)
     assert_accurate(
         gradient, oracle_gradient, plain_gradient.to(dtype), dtype=dtype, what="gradient"

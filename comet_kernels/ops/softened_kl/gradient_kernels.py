@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 
 from comet_kernels.ops import launch
-from comet_kernels.ops.softened_kl.kernels import LOG2_E
+from comet_kernels.ops.softened_kl import rows as every_device
+from comet_kernels.ops.softened_kl.kernels import LN_2, LOG2_E
 from comet_kernels.ops.softened_kl.loads import (
     bias_pointers,
     first_column,
@@ -20,11 +21,23 @@ from comet_kernels.ops.softened_kl.loads import (
 )
 from comet_kernels.ops.softened_kl.rows import NO_BIASES, Biases
 
+NEAR_ZERO = tl.constexpr(every_device.NEAR_ZERO)
+
 # By (architecture, shape class), as in `kernels.py`.
 BACKWARD: launch.Table = {
     ("default", "half"): {"BLOCK_V": 2048, "num_warps": 4, "num_stages": 1},
     ("default", "float"): {"BLOCK_V": 2048, "num_warps": 4, "num_stages": 1},
 }
+
+
+@triton.jit
+def _slope(b_s, b_t, difference, t_log):
+    """q − p of two sides in base 2, without a difference of exponentials where q = p 2^y with y near 0."""
+    b_p = tl.exp2(b_t - t_log)
+    b_q = tl.exp2(b_s - (t_log + difference))
+    b_y = (b_s - b_t - difference) * LN_2
+    b_series = b_y + b_y * b_y * (0.5 + b_y * (1 / 6 + b_y * (1 / 24)))  # of e^y − 1
+    return tl.where(tl.abs(b_y) < NEAR_ZERO, b_p * b_series, b_q - b_p)
 
 
 @triton.jit
@@ -62,7 +75,7 @@ def gradient_kernel(
     factor = tl.load(scale + row) * degrees
     inverse = LOG2_E / degrees
     s_max = tl.load(statistics + row)
-    s_log = tl.load(statistics + rows + row) * LOG2_E
+    difference = tl.load(statistics + rows + row) * LOG2_E
     t_max = tl.load(statistics + 2 * rows + row)
     t_log = tl.load(statistics + 3 * rows + row) * LOG2_E
 
@@ -75,16 +88,14 @@ def gradient_kernel(
     if chosen & (start >= first) & (start + BLOCK_V <= end):
         b_s = load(p_s, student_bias, o_v, STUDENT_BIAS)
         b_t = load(p_t, teacher_bias, o_v, TEACHER_BIAS)
-        b_student = tl.exp2((b_s - s_max) * inverse - s_log)
-        b_teacher = tl.exp2((b_t - t_max) * inverse - t_log)
-        tl.store(p_g, (factor * (b_student - b_teacher)).to(gradient.dtype.element_ty))
+        b_g = factor * _slope((b_s - s_max) * inverse, (b_t - t_max) * inverse, difference, t_log)
+        tl.store(p_g, b_g.to(gradient.dtype.element_ty))
     else:
         m_read = (o_v >= first) & (o_v < tl.where(chosen, end, first))
         b_s = load_edge(p_s, student_bias, o_v, m_read, 0.0, STUDENT_BIAS)
         b_t = load_edge(p_t, teacher_bias, o_v, m_read, 0.0, TEACHER_BIAS)
-        b_student = tl.exp2((b_s - s_max) * inverse - s_log)
-        b_teacher = tl.exp2((b_t - t_max) * inverse - t_log)
-        b_g = tl.where(chosen, factor * (b_student - b_teacher), 0.0)
+        b_g = factor * _slope((b_s - s_max) * inverse, (b_t - t_max) * inverse, difference, t_log)
+        b_g = tl.where(chosen, b_g, 0.0)
         m_write = (o_v >= first) & (o_v < end)
         tl.store(p_g, b_g.to(gradient.dtype.element_ty), mask=m_write)
 

@@ -2,7 +2,8 @@
 
 With c = 1/T and the maxima t* and s* of a row (Hinton, Vinyals and Dean, 2015, for the loss):
 
-    KL = Σ_j p_j ((t_j − t*) − (s_j − s*)) · c + log( Σ e^{(s − s*) c} / Σ e^{(t − t*) c} ),   p = softmax(t c)
+    x_j = (s_j − s*) − (t_j − t*),    p = softmax(t c)
+    KL = log( Σ e^{(s − s*) c} / Σ e^{(t − t*) c} ) − c Σ_j p_j x_j
     loss = T² · KL,    ∂loss/∂s_j = T · (softmax(s c)_j − p_j)
 
 `chunk_kernel` sweeps one chunk of one row, `row_kernel` joins the chunks of a row; `gradient_kernel` writes one block.
@@ -12,9 +13,9 @@ Chunks have a fixed width, so that few rows fill a GPU as well as many, and the 
 GPU and beside any other rows.
 
 Measuring both sides from their maxima keeps every term small, and one logarithm of a quotient replaces a difference of
-two large ones, so that little cancels where student and teacher nearly agree. A row's statistics are kept as two
-numbers a side, maximum and log-sum: their sum, the log-sum-exp, would round away the digits that the gradient of large
-logits needs.
+two large ones; where student and teacher nearly agree, a series of small numbers replaces both (`rows.py`), for three
+multiplications and additions an element. A row's statistics are kept as two numbers a side: their sum, the log-sum-exp,
+would round away the digits that the gradient of large logits needs.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -25,6 +26,7 @@ import triton
 import triton.language as tl
 
 from comet_kernels.ops import launch
+from comet_kernels.ops.softened_kl import rows as every_device
 from comet_kernels.ops.softened_kl.loads import (
     bias_pointers,
     first_column,
@@ -38,6 +40,8 @@ from comet_kernels.ops.softened_kl.loads import (
 )
 from comet_kernels.ops.softened_kl.rows import NO_BIASES, Biases
 
+NEAR = tl.constexpr(every_device.NEAR)
+ROUNDING = tl.constexpr(every_device.ROUNDING)
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2))
 
@@ -61,43 +65,53 @@ def _largest(logits, so_far):
 
 
 @triton.jit
-def _moved(weighted, t_sum, t_shift, s_shift, shrink):
-    """Σ e^t (t − s) of parts whose maxima lie by the shifts above what is measured from now."""
+def _moved(t_sum, first, second, third, by, shrink):
+    """Σ e^t x, Σ e^t x² and Σ e^t x³ of parts whose x, and whose e^t, are measured from elsewhere now."""
+    third = shrink * (third + by * (3 * second + by * (3 * first + by * t_sum)))
+    second = shrink * (second + by * (2 * first + by * t_sum))
+    first = shrink * (first + by * t_sum)
     # Mass that vanishes beside the rest weighs nothing, even where the student says −∞.
-    return tl.where(shrink > 0, shrink * (weighted + t_sum * (t_shift - s_shift)), 0.0)
+    counts = shrink > 0
+    return tl.where(counts, first, 0.0), tl.where(counts, second, 0.0), tl.where(counts, third, 0.0)
 
 
 @triton.jit
-def _fold(b_student, b_teacher, scale, s_max, t_max, s_sum, t_sum, weighted):
+def _fold(b_student, b_teacher, scale, s_max, t_max, s_sum, t_sum, first, second, third):
     """The running statistics [LANES] with one more block of columns [LANES, VECTOR]. scale: log2 e / T."""
     s_new, s_from = _largest(tl.max(b_student, 1), s_max)
     t_new, t_from = _largest(tl.max(b_teacher, 1), t_max)
     b_s = b_student - s_from[:, None]
     b_t = b_teacher - t_from[:, None]
     b_mass = tl.exp2(b_t * scale)
-    # Where the teacher has no mass the difference may be ∞ or NaN; the term is 0 there.
-    b_weighted = tl.where(b_mass > 0, b_mass * (b_t - b_s), 0.0)
+    # Where the teacher has no mass the difference may be ∞ or NaN; the terms are 0 there.
+    b_x = tl.where(b_mass > 0, b_s - b_t, 0.0)
+    b_first = b_mass * b_x
+    b_second = b_first * b_x
 
     s_shift = tl.where(s_max == -float("inf"), 0.0, s_max - s_from)
     t_shift = tl.where(t_max == -float("inf"), 0.0, t_max - t_from)
     shrink = tl.exp2(t_shift * scale)
-    weighted = _moved(weighted, t_sum, t_shift, s_shift, shrink) + tl.sum(b_weighted, 1)
+    first, second, third = _moved(t_sum, first, second, third, s_shift - t_shift, shrink)
+    first += tl.sum(b_first, 1)
+    second += tl.sum(b_second, 1)
+    third += tl.sum(b_second * b_x, 1)
     s_sum = s_sum * tl.exp2(s_shift * scale) + tl.sum(tl.exp2(b_s * scale), 1)
     t_sum = t_sum * shrink + tl.sum(b_mass, 1)
-    return s_new, t_new, s_sum, t_sum, weighted
+    return s_new, t_new, s_sum, t_sum, first, second, third
 
 
 @triton.jit
-def _join(s_max, t_max, s_sum, t_sum, weighted, scale):
+def _join(s_max, t_max, s_sum, t_sum, first, second, third, scale):
     """The statistics of many parts, as those of the whole."""
     s_all, s_from = _largest(tl.max(s_max, 0), -float("inf"))
     t_all, t_from = _largest(tl.max(t_max, 0), -float("inf"))
     s_shift = tl.where(s_max == -float("inf"), 0.0, s_max - s_from)
     t_shift = tl.where(t_max == -float("inf"), 0.0, t_max - t_from)
     shrink = tl.exp2(t_shift * scale)
-    weighted = tl.sum(_moved(weighted, t_sum, t_shift, s_shift, shrink), 0)
+    first, second, third = _moved(t_sum, first, second, third, s_shift - t_shift, shrink)
     s_sum = tl.sum(s_sum * tl.exp2(s_shift * scale), 0)
-    return s_all, t_all, s_sum, tl.sum(t_sum * shrink, 0), weighted
+    t_sum = tl.sum(t_sum * shrink, 0)
+    return s_all, t_all, s_sum, t_sum, tl.sum(first, 0), tl.sum(second, 0), tl.sum(third, 0)
 
 
 @triton.jit
@@ -108,7 +122,7 @@ def chunk_kernel(
     teacher_bias,  # [V]
     temperature,  # float32 [N]
     mask,  # uint8 [N]
-    parts,  # float32 [N, 5, chunks], out: maxima of student and teacher, their sums, Σ e^t (t − s)
+    parts,  # float32 [N, 7, chunks], out: maxima of student and teacher, their sums, Σ e^t x, Σ e^t x², Σ e^t x³
     rows,
     columns,
     chunks,
@@ -151,45 +165,51 @@ def chunk_kernel(
     t_max = tl.full([LANES], -float("inf"), tl.float32)
     s_sum = tl.zeros([LANES], tl.float32)
     t_sum = tl.zeros([LANES], tl.float32)
-    weighted = tl.zeros([LANES], tl.float32)
+    mean = tl.zeros([LANES], tl.float32)
+    second = tl.zeros([LANES], tl.float32)
+    third = tl.zeros([LANES], tl.float32)
     if begin < whole:
         m_v = (begin + o_v >= first) & (begin + o_v < stop)
         b_s = load_edge(p_s, student_bias, begin + o_v, m_v, -float("inf"), STUDENT_BIAS)
         b_t = load_edge(p_t, teacher_bias, begin + o_v, m_v, -float("inf"), TEACHER_BIAS)
-        s_max, t_max, s_sum, t_sum, weighted = _fold(
-            b_s, b_t, scale, s_max, t_max, s_sum, t_sum, weighted
+        s_max, t_max, s_sum, t_sum, mean, second, third = _fold(
+            b_s, b_t, scale, s_max, t_max, s_sum, t_sum, mean, second, third
         )
     for start in range(whole, rest, BLOCK_V):
         b_s = load(p_s, student_bias, start + o_v, STUDENT_BIAS)
         b_t = load(p_t, teacher_bias, start + o_v, TEACHER_BIAS)
-        s_max, t_max, s_sum, t_sum, weighted = _fold(
-            b_s, b_t, scale, s_max, t_max, s_sum, t_sum, weighted
+        s_max, t_max, s_sum, t_sum, mean, second, third = _fold(
+            b_s, b_t, scale, s_max, t_max, s_sum, t_sum, mean, second, third
         )
 
     if rest < stop:
         m_v = (rest + o_v >= first) & (rest + o_v < stop)
         b_s = load_edge(p_s, student_bias, rest + o_v, m_v, -float("inf"), STUDENT_BIAS)
         b_t = load_edge(p_t, teacher_bias, rest + o_v, m_v, -float("inf"), TEACHER_BIAS)
-        s_max, t_max, s_sum, t_sum, weighted = _fold(
-            b_s, b_t, scale, s_max, t_max, s_sum, t_sum, weighted
+        s_max, t_max, s_sum, t_sum, mean, second, third = _fold(
+            b_s, b_t, scale, s_max, t_max, s_sum, t_sum, mean, second, third
         )
 
-    s_max, t_max, s_sum, t_sum, weighted = _join(s_max, t_max, s_sum, t_sum, weighted, scale)
-    p_part = parts + 5 * row * chunks + chunk
+    s_max, t_max, s_sum, t_sum, mean, second, third = _join(
+        s_max, t_max, s_sum, t_sum, mean, second, third, scale
+    )
+    p_part = parts + 7 * row * chunks + chunk
     tl.store(p_part, s_max)
     tl.store(p_part + chunks, t_max)
     tl.store(p_part + 2 * chunks, s_sum)
     tl.store(p_part + 3 * chunks, t_sum)
-    tl.store(p_part + 4 * chunks, weighted)
+    tl.store(p_part + 4 * chunks, mean)
+    tl.store(p_part + 5 * chunks, second)
+    tl.store(p_part + 6 * chunks, third)
 
 
 @triton.jit
 def row_kernel(
-    parts,  # float32 [N, 5, chunks]
+    parts,  # float32 [N, 7, chunks]
     temperature,  # float32 [N]
     mask,  # uint8 [N]
     loss,  # float32 [N], out: T² KL, 0 on rows left out
-    statistics,  # float32 [4, N], out: student's maximum and log-sum, teacher's maximum and log-sum
+    statistics,  # float32 [4, N], out: student's maximum, difference of log-sums, teacher's maximum and log-sum
     rows,
     chunks,
     HAS_MASK: tl.constexpr,
@@ -203,19 +223,31 @@ def row_kernel(
     degrees = tl.load(temperature + row)
     o_c = tl.arange(0, BLOCK_C)
     m_c = o_c < chunks
-    p_part = parts + 5 * row * chunks + o_c
-    s_max, t_max, s_sum, t_sum, weighted = _join(
+    p_part = parts + 7 * row * chunks + o_c
+    s_max, t_max, s_sum, t_sum, mean, second, third = _join(
         tl.load(p_part, mask=m_c, other=-float("inf")),
         tl.load(p_part + chunks, mask=m_c, other=-float("inf")),
         tl.load(p_part + 2 * chunks, mask=m_c, other=0.0),
         tl.load(p_part + 3 * chunks, mask=m_c, other=0.0),
         tl.load(p_part + 4 * chunks, mask=m_c, other=0.0),
+        tl.load(p_part + 5 * chunks, mask=m_c, other=0.0),
+        tl.load(p_part + 6 * chunks, mask=m_c, other=0.0),
         LOG2_E / degrees,
     )
-    kl = weighted / t_sum / degrees + tl.log2(s_sum / t_sum) * LN_2
+    inverse = 1.0 / degrees
+    mean = mean / t_sum * inverse
+    second = second / t_sum * inverse * inverse
+    third = third / t_sum * inverse * inverse * inverse
+    difference = tl.log2(s_sum / t_sum) * LN_2
+    direct = difference - mean
+    series = (second - mean * mean) / 2 + (third - mean * (3 * second - 2 * mean * mean)) / 6
+    near = (direct < NEAR) & (tl.abs(direct - series) < ROUNDING)
+    kl = tl.where(near, series, direct)
+    kl = tl.where(kl < 0, 0.0, kl)
+    difference = tl.where(near, mean + kl, difference)
     tl.store(loss + row, tl.where(chosen, degrees * degrees * kl, 0.0))
     tl.store(statistics + row, tl.where(chosen, s_max, 0.0))
-    tl.store(statistics + rows + row, tl.where(chosen, tl.log2(s_sum) * LN_2, 0.0))
+    tl.store(statistics + rows + row, tl.where(chosen, difference, 0.0))
     tl.store(statistics + 2 * rows + row, tl.where(chosen, t_max, 0.0))
     tl.store(statistics + 3 * rows + row, tl.where(chosen, tl.log2(t_sum) * LN_2, 0.0))
 
@@ -235,7 +267,7 @@ def forward(
         return loss, statistics
     loads = with_biases(wide_loads(student, teacher), biases)
     chunks = triton.cdiv(columns + loads["VECTOR"] - 1, CHUNK)
-    parts = student.new_empty(rows, 5, chunks, dtype=torch.float32)
+    parts = student.new_empty(rows, 7, chunks, dtype=torch.float32)
     mask_bytes = temperature if mask is None else mask.view(torch.uint8)
     launch.launch(
         chunk_kernel,

@@ -68,7 +68,10 @@ def softened_kl(
     teacher_log_NV = log_softmax(teacher_NV.to(precision) / temperature_N1, -1)
     terms_NV = teacher_log_NV.exp() * (teacher_log_NV - student_log_NV)
     terms_NV = torch.where(teacher_log_NV == -float("inf"), 0, terms_NV)
-    kl_N = terms_NV.sum(-1)
+    # Σ q − Σ p is 0 but for rounding, which the logarithms share: it takes the place of what they are wrong by.
+    rounding_N = (student_log_NV.detach().exp() - teacher_log_NV.exp()).sum(-1)
+    kl_N = terms_NV.sum(-1) + rounding_N
+    kl_N = torch.where(kl_N < 0, kl_N - kl_N.detach(), kl_N)  # 0, with its gradient
     if mask is None:
         chosen: torch.Tensor | int = max(kl_N.shape[0], 1)
     else:

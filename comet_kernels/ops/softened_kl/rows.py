@@ -1,13 +1,25 @@
 """Loss and gradient of rows of logits on every device: Triton on GPUs, C++ on the CPU, plain torch in pieces elsewhere.
 
-All three take columns that are contiguous and keep a row's statistics as float32 [4, N]: the student's shift and
-log-sum, the teacher's shift and log-sum, with log Σ e^{x/T} = shift / T + log-sum. They add a bias [V] to either side's
-rows on the way, since a matrix product that is to add it writes it to the whole result first.
+All three take columns that are contiguous and keep a row's statistics as float32 [4, N]: the student's maximum, by how
+much its log-sum exceeds the teacher's, the teacher's maximum and log-sum, with log Σ e^{x/T} = maximum / T + log-sum.
+They add a bias [V] to either side's rows on the way, since a matrix product that is to add it writes it to the whole
+result first.
+
+With x = (s − s*)/T − (t − t*)/T and means over the teacher's distribution p, KL = log E[e^x] − E[x]. Where the two
+sides nearly agree, that is the rounding of two numbers that cancel, but its series in the cumulants of x,
+κ₂/2! + κ₃/3! + …, consists of small numbers; it takes the sums of p x² and p x³. The series counts below NEAR, where it
+and the logarithm differ by no more than ROUNDING. The gradient q − p = p (e^y − 1), likewise, is no difference of
+exponentials where y is small.
 """
 
 import torch
 
 from comet_kernels import native
+
+# Also in csrc/softened_kl/cpu.cpp and cpu/simd.h. Below NEAR, x is about 0.03 and the next term of the series 1e-7.
+NEAR = 5e-4
+ROUNDING = 5e-7
+NEAR_ZERO = 1 / 16
 
 # Float32 numbers of one piece of plain torch, all temporaries together.
 PIECE_BYTES = 64 << 20
@@ -187,14 +199,25 @@ def plain_forward(
             teacher[rows], biases[1], temperature[rows], chosen
         )
         mass_RV = teacher_RV.exp()
-        terms_RV = mass_RV * (teacher_RV - student_RV)
-        weighted = terms_RV.masked_fill_(mass_RV == 0, 0).sum(-1)
+        x_RV = torch.sub(student_RV, teacher_RV, out=teacher_RV).masked_fill_(mass_RV == 0, 0)
         student_sum, teacher_sum = student_RV.exp_().sum(-1), mass_RV.sum(-1)
-        kl = weighted / teacher_sum + (student_sum / teacher_sum).log()
+        moments = [mass_RV.mul_(x_RV).sum(-1) / teacher_sum for _ in range(3)]
+        kl, statistics[1, rows] = _divergence((student_sum / teacher_sum).log(), *moments)
         kl *= temperature[rows] ** 2
         loss[rows] = kl if chosen is None else kl.masked_fill_(~chosen, 0)
-        statistics[1, rows], statistics[3, rows] = student_sum.log(), teacher_sum.log()
+        statistics[3, rows] = teacher_sum.log()
     return loss, statistics
+
+
+def _divergence(
+    difference: torch.Tensor, mean: torch.Tensor, second: torch.Tensor, third: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL of rows, and the difference of their log-sums, both from that difference and the moments of x."""
+    direct = difference - mean
+    series = (second - mean**2) / 2 + (third - mean * (3 * second - 2 * mean**2)) / 6
+    near = (direct < NEAR) & ((direct - series).abs() < ROUNDING)
+    kl = torch.where(near, series, direct).clamp(min=0)
+    return kl, torch.where(near, mean + kl, difference)
 
 
 def plain_backward(
@@ -212,7 +235,11 @@ def plain_backward(
         chosen = None if mask is None else mask[rows]
         student_RV, _ = _shifted(student[rows], biases[0], temperature[rows], chosen)
         teacher_RV, _ = _shifted(teacher[rows], biases[1], temperature[rows], chosen)
-        slope_RV = student_RV.sub_(statistics[1, rows, None]).exp_()
-        slope_RV -= teacher_RV.sub_(statistics[3, rows, None]).exp_()
+        y_RV = (student_RV - teacher_RV).sub_(statistics[1, rows, None])
+        mass_RV = teacher_RV.sub_(statistics[3, rows, None]).exp_()
+        student_RV -= (statistics[1, rows] + statistics[3, rows])[:, None]
+        slope_RV = student_RV.exp_().sub_(mass_RV)
+        small_RV = y_RV.abs() < NEAR_ZERO
+        slope_RV = torch.where(small_RV, y_RV.expm1_().mul_(mass_RV), slope_RV)
         slope_RV *= (scale[rows] * temperature[rows])[:, None]
         gradient[rows] = slope_RV if chosen is None else slope_RV.masked_fill_(~chosen[:, None], 0)
