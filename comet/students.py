@@ -358,6 +358,8 @@ def load_tokenizer(
         if getattr(tokenizer, kind) is None:
             raise ValueError(f"{flag}: the tokenizer of {name_or_folder} has no {kind[:-9]} token")
     tokenizer.chat_template = None  # saving one writes files of whatever names it lists
+    for name in ("is_local", "local_files_only"):  # of how it was loaded, and would be saved
+        tokenizer.init_kwargs.pop(name, None)
     return tokenizer
 
 

@@ -1,5 +1,6 @@
 """Runs in processes of their own, forked from a server that has everything imported: quick to start, easy to kill."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -10,8 +11,15 @@ from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import file_operations
+
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["comet.distill", "comet.adapt"])
+_SERVER.set_forkserver_preload(
+    [
+        "comet.distill", "comet.adapt", "comet.finetune", "comet.evaluate", "comet.cache_teacher", "comet.trim",
+        "comet.export", "sklearn.linear_model", "sklearn.model_selection", "sklearn.feature_extraction.text",
+    ]
+)  # fmt: skip
 
 
 def start(
@@ -74,6 +82,8 @@ def _run(program: str, arguments: list[str], log: str, environment: dict[str, st
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         torch.set_num_threads(1)
         sys.argv = [program, *arguments]
+        if "WATCHED" in environment:
+            file_operations.watch(**json.loads(environment["WATCHED"]))
         if "KILLED_AT_FSYNC" in environment:
             _die_at_fsync(int(environment["KILLED_AT_FSYNC"]))
         try:

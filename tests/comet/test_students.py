@@ -12,6 +12,7 @@ from comet.students import (
     make_student,
     outline_of,
     require_smaller,
+    save_tokenizer,
     settled,
 )
 
@@ -169,3 +170,10 @@ def test_a_recipe_of_an_earlier_run_with_a_model_of_its_own_is_taken():
     StudentRecipe(model="mine", layers=6, hidden_size=256, heads=8, intermediate_size=1024)
     with pytest.raises(ValueError, match=r"student\.layers: got 5, expected nothing, as mine"):
         StudentRecipe(model="mine", layers=5)
+
+
+def test_a_tokenizer_that_was_loaded_is_saved_as_it_was(tokenizer, tmp_path):
+    save_tokenizer(tokenizer, tmp_path / "made")
+    save_tokenizer(load_tokenizer(str(tmp_path / "made")), tmp_path / "again")
+    for path in (tmp_path / "made").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
