@@ -76,6 +76,7 @@ import yaml
 
 from comet.configuration import CommandParser, run_command
 from comet.durable import write_text
+from comet.experiments.checks import problems
 from comet.experiments.grid import Grid, read_grid
 from comet.experiments.plan import make_plan
 from comet.experiments.results import TABLE, Results
@@ -124,6 +125,12 @@ def main(argv: Sequence[str], python: Sequence[str] | None = None) -> None:
     order = Order(grid, Path(given.output), cells, given.jobs, python)
     if given.dry_run:
         say(description(order))
+        found = dry_run_problems(order)
+        for title, problem in found.items():
+            say(f"# would fail: {title}: {problem}")
+        if found:
+            title, problem = next(iter(found.items()))
+            raise ValueError(f"{len(found)} stages would fail, such as {title}: {problem}")
     elif not experiment(order):
         raise SystemExit(1)
 
@@ -166,6 +173,12 @@ def description(order: Order) -> str:
     plan = make_plan(order.grid, order.folder)
     blocks = [_described(stage) for stage in plan.needed_by(order.cells)]
     return "\n".join([*(f"# {remark}" for remark in plan.remarks), "", *blocks])
+
+
+def dry_run_problems(order: Order) -> dict[str, str]:
+    """Why stages that are to run would fail, as far as text, data and configurations of models tell, by title."""
+    stages = make_plan(order.grid, order.folder).needed_by(order.cells)
+    return problems(stages, order.grid, order.folder)
 
 
 def _described(stage: Stage) -> str:
@@ -237,7 +250,9 @@ def _parser() -> argparse.ArgumentParser:
         help="seeds=[0], distill.PART.KEY=2",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print every command with its recipe, and run none"
+        "--dry-run",
+        action="store_true",
+        help="print every command with its recipe, open what they read, and run none",
     )
     return parser
 

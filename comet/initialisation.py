@@ -77,11 +77,8 @@ def make_started(
         ValueError: a student that cannot start from such a teacher, or from one whose weights are not there; one that
             is no smaller; text that is longer than the positions of either.
     """
-    start = settled(teacher, recipe)
-    require_positions(outline_of(teacher), max_length, "corpus.max_length", "the teacher")
-    if recipe.model is None:
-        _require_fit(teacher, outline_of(student_config(teacher, start.recipe)), start, max_length)
-    else:
+    start = checked_start(teacher, recipe, max_length)
+    if recipe.model is not None:
         student = make_student(teacher, recipe)
         _require_fit(teacher, student, start, max_length)
         return student, start
@@ -97,6 +94,19 @@ def make_started(
     student = make_student(teacher, start.recipe)
     start_from_teacher(student, weights, start.recipe, batches())
     return student, start
+
+
+def checked_start(teacher: PreTrainedConfig, recipe: StudentRecipe, max_length: int) -> Start:
+    """How a student starts, checked as far as its teacher's configuration tells; no weights are read.
+
+    Raises:
+        ValueError: as `make_started`.
+    """
+    start = settled(teacher, recipe)
+    require_positions(outline_of(teacher), max_length, "corpus.max_length", "the teacher")
+    if recipe.model is None:
+        _require_fit(teacher, outline_of(student_config(teacher, start.recipe)), start, max_length)
+    return start
 
 
 def _require_fit(

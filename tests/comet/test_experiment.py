@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections import Counter
 from datetime import datetime
 
 import experiment_of_stand_ins
+import huggingface_hub
 import pytest
 import yaml
 from runs_in_processes import finish, start
@@ -20,9 +22,13 @@ GRID = {
     "title": "Terms",
     "distill": {
         "student": {"layers": 1, "hidden_size": 8, "heads": 2, "intermediate_size": 8},
+        "corpus": {"max_length": 32},
         "optimisation": {"steps": 100, "warmup_steps": 80},
     },
-    "finetune": {"task": {"data": "somewhere", "languages": ["hau", "yor"]}},
+    "finetune": {
+        "task": {"data": "somewhere", "languages": ["hau", "yor"]},
+        "model": {"max_length": 32},
+    },
     "seeds": [0, 1],
     "cells": {
         "both": {},
@@ -390,8 +396,8 @@ def test_several_jobs_run_at_once(bench):
     assert abs(started[0] - started[1]) < seconds, "one after the other"
 
 
-def test_a_dry_run_prints_all_and_writes_nothing(bench, capsys):
-    bench.run("--dry-run")
+def test_a_dry_run_prints_all_and_writes_nothing(bench, sentiment, capsys):
+    bench.run("--dry-run", "--data", str(sentiment))
     said = capsys.readouterr().out
     assert not bench.output.exists()
     assert not bench.log.exists()
@@ -420,3 +426,25 @@ def test_the_time_of_a_run_is_that_of_its_whole_lines(tmp_path):
     text = "\n".join([*map(json.dumps, lines), '{"step": 3, "tok'])
     (tmp_path / "metrics.jsonl").write_text(text)
     assert training_seconds(tmp_path / "metrics.jsonl") == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "title", "said"),
+    [
+        (["--data", "nowhere"], "both: finetune", "task.data: nowhere does not exist"),
+        (["--set", "finetune.task.languages=[hau, xho]"], "both: finetune", "for xho"),
+        (["--set", "evaluate.unseen=[pcm]"], "both: finetune", "for pcm"),
+        (["--set", "distill.corpus.languages=[xho]"], "cache", "languages: got xho"),
+        (["--corpus", "nowhere"], "cache", "corpus: nowhere does not exist"),
+        (["--set", "distill.corpus.max_length=80"], "both: distill", "corpus.max_length: got 80"),
+        (["--set", "distill.student.initial=teacher", "--set", "distill.student.layers=9"], "both: distill", "got 9"),
+        (["--teacher", "nobody/this"], "both: distill", "cannot load nobody/this"),
+        (["--set", "finetune.model.max_length=80"], "teacher: finetune", "model.max_length: got 80"),
+    ],
+)  # fmt: skip
+def test_a_dry_run_finds_what_would_fail(bench, sentiment, capsys, monkeypatch, given, title, said):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        bench.run("--dry-run", "--data", str(sentiment), *given)
+    assert f"# would fail: {title}" in capsys.readouterr().out
+    assert not bench.output.exists()
