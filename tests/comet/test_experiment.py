@@ -169,7 +169,7 @@ def test_the_twin_starts_from_the_weights_of_the_student(finished, tmp_path):
     recipe = finished.output / "cells/both/distill.yaml"
     given = yaml.safe_load(recipe.read_text())
     given["teacher"] = {"model": str(finished.teacher)}
-    given["corpus"] = {**given.get("corpus", {}), "paths": ["toy"], "max_length": 64}
+    given["corpus"] = {**given.get("corpus", {}), "paths": ["toy"]}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
     initialise(["--recipe", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "student")])
     student = AutoModelForMaskedLM.from_pretrained(tmp_path / "student")
