@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from comet.holdings import Wanted, instead
 from comet.names import path_component
@@ -60,6 +61,7 @@ _REFUSED = {
     "transformers_weights": f"only weights in {WEIGHTS} are read; rename the file and remove the key",
     "fusion_config": "fused modules are not supported; remove the key",
 }
+_FEWEST_ENTRIES = 16  # of a tokenizer whose file was read: more than special tokens
 _POSITIONS_BY_TYPE = ("esm", "evolla")  # model types that still read position_embedding_type
 
 
@@ -328,15 +330,37 @@ def load_any_tokenizer(
     Raises:
         ValueError: there is none, or not a fast one.
     """
+    local = Path(name_or_folder)
+    bare = local.is_dir() and _sentencepiece_file(local) and (local / CONFIG).is_file()
+    needed = CONFIG if bare else "tokenizer_config.json"
     folder = model_folder(
-        name_or_folder, revision=revision, flag=flag, needed="tokenizer_config.json", weights=False
+        name_or_folder, revision=revision, flag=flag, needed=needed, weights=False
     )
-    with said_plainly(flag, name_or_folder, needed="tokenizer_config.json"):
+    with said_plainly(flag, name_or_folder, needed):
+        unconverted = _sentencepiece_file(folder)
+        if unconverted and not (is_sentencepiece_available() and is_protobuf_available()):
+            raise ValueError(
+                f"its tokenizer is only there as {unconverted}, and converting it takes two packages: "
+                "pip install sentencepiece protobuf, and start the command again"
+            )
         config = load_config(str(folder), flag=flag) if (folder / CONFIG).is_file() else None
         tokenizer = AutoTokenizer.from_pretrained(
             folder, config=config, trust_remote_code=False, **_own_files(folder)
         )
+        expected = tokenizer.vocab_files_names.get("vocab_file")
+        if unconverted and unconverted != expected and len(tokenizer) < _FEWEST_ENTRIES:
+            raise ValueError(
+                f"its {unconverted} is not what a {type(tokenizer).__name__} reads; rename it to {expected} if "
+                "that is its class, or correct tokenizer_class in tokenizer_config.json"
+            )
     return cast(PreTrainedTokenizerFast, tokenizer)
+
+
+def _sentencepiece_file(folder: Path) -> str | None:
+    """The name of the tokenizer's file in a folder that has it as sentencepiece wrote it alone."""
+    if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
+        return None
+    return next((path.name for path in sorted(folder.glob("*.model"))), None)
 
 
 def _own_files(folder: Path) -> dict[str, str | None]:
@@ -378,7 +402,6 @@ def model_folder(
             "*.json",
             "*.model",
             "*.txt",
-            "*.jinja",
             *(["*.safetensors"] if weights else []),
         ]
         return Path(

@@ -21,6 +21,8 @@ from transformers import (
 import comet
 from comet import pretrained
 from comet.pretrained import load_any_tokenizer, load_config, load_model, random_model, saved_class
+from comet.students import load_tokenizer
+from comet.toy import LANGUAGES, toy_sentences
 
 
 @pytest.fixture
@@ -206,3 +208,33 @@ def test_a_tokenizer_reads_no_file_outside_of_its_folder(tmp_path):
     theirs = str(tmp_path / "theirs/tokenizer.json")
     change(tmp_path / "ours", "tokenizer_config.json", tokenizer_file=theirs, vocab_file=theirs)
     assert load_any_tokenizer(str(tmp_path / "ours")).get_vocab() == expected
+
+
+@pytest.mark.parametrize("files", [("tokenizer_config.json",), ()])
+def test_a_tokenizer_in_sentencepiece_alone_says_what_converts_it(saved, monkeypatch, files):
+    (saved / "sentencepiece.bpe.model").write_bytes(b"")
+    for name in files:
+        (saved / name).write_text("{}")
+    monkeypatch.setattr(pretrained, "is_sentencepiece_available", lambda: False)
+    said = r"sentencepiece\.bpe\.model, .*: pip install sentencepiece protobuf, and start"
+    with pytest.raises(ValueError, match=f"--teacher: cannot load .* {said}"):
+        load_tokenizer(str(saved))
+
+
+@pytest.mark.parametrize("files", [("tokenizer_config.json",), ()])
+def test_a_tokenizer_in_sentencepiece_is_converted(saved, files):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    texts = (text for language in LANGUAGES for text in toy_sentences(language, 100))
+    with (saved / "sentencepiece.bpe.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=texts, model_writer=file, vocab_size=200, hard_vocab_limit=False,
+            minloglevel=2,
+        )  # fmt: skip
+    for name in files:
+        (saved / name).write_text(json.dumps({"tokenizer_class": "XLMRobertaTokenizer"}))
+    tokenizer = load_tokenizer(str(saved))
+    assert tokenizer.convert_tokens_to_ids(["<s>", "<pad>", "</s>", "<unk>"]) == [0, 1, 2, 3]
+    assert tokenizer.mask_token_id == len(tokenizer) - 1
+    (saved / "sentencepiece.bpe.model").rename(saved / "spm.model")
+    with pytest.raises(ValueError, match=r"spm\.model is not what .* reads; rename it to sent"):
+        load_tokenizer(str(saved))
