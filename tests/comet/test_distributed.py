@@ -57,6 +57,22 @@ def test_processes_and_accumulation_change_nothing(teacher_folder, corpus_folder
     require_close(runs["two"], runs["one"])
 
 
+def test_two_processes_skip_and_diverge_together(teacher_folder, corpus_folder, tmp_path):
+    given = ["--teacher", str(teacher_folder), "--corpus", str(corpus_folder), *COMMON]
+    given += ["--optimisation.learning_rate", "1e30", "--optimisation.warmup_steps", "0"]
+    log = tmp_path / "log"
+    two = start_several([*given, "--output", str(tmp_path / "run")], log, 2)
+    for process in two:
+        process.join(60)
+    assert [process.exitcode for process in two] == [2, 2]
+    said = log.with_suffix(".0").read_text()
+    assert said.count("training diverged: ") == 1
+    assert "after step 4; start a run with a lower learning rate (now 1e+30)" in said
+    assert "Traceback" not in said
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["state"], record["skipped_steps"]) == ("failed", 3)
+
+
 def test_two_processes_stop_together_and_one_goes_on(teacher_folder, corpus_folder, tmp_path):
     given = ["--teacher", str(teacher_folder), "--corpus", str(corpus_folder), *COMMON]
     given[given.index("--steps") + 1] = "30"

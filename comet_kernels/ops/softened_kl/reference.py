@@ -66,10 +66,11 @@ def softened_kl(
         temperature_N1 = torch.where(chosen_N1, temperature_N1, 1)
     student_log_NV = log_softmax(student_NV.to(precision) / temperature_N1, -1)
     teacher_log_NV = log_softmax(teacher_NV.to(precision) / temperature_N1, -1)
-    terms_NV = teacher_log_NV.exp() * (teacher_log_NV - student_log_NV)
+    mass_NV = teacher_log_NV.exp()
+    terms_NV = mass_NV * (teacher_log_NV - student_log_NV)
     terms_NV = torch.where(teacher_log_NV == -float("inf"), 0, terms_NV)
     # Σ q − Σ p is 0 but for rounding, which the logarithms share: it takes the place of what they are wrong by.
-    rounding_N = (student_log_NV.detach().exp() - teacher_log_NV.exp()).sum(-1)
+    rounding_N = student_log_NV.detach().exp().sub_(mass_NV).sum(-1)
     kl_N = terms_NV.sum(-1) + rounding_N
     kl_N = torch.where(kl_N < 0, kl_N - kl_N.detach(), kl_N)  # 0, with its gradient
     if mask is None:
