@@ -50,12 +50,16 @@ def watch(root: str, log: str, *, dies_at: int | None = None, full_from: int | N
                 done("open", path)
         elif event in ("os.rename", "os.mkdir", "os.link", "os.symlink", "os.truncate"):
             done(event, arguments[1] if event == "os.rename" else arguments[0])
-        elif event in ("os.remove", "os.rmdir"):
+        elif event in ("os.remove", "os.rmdir") and not _is_absent(arguments[0]):
             done(event, arguments[0], writes=False)
 
     sys.addaudithook(heard)
     for module in (safetensors.torch, safetensors.numpy):
         _wrap(module, done)
+
+
+def _is_absent(path) -> bool:
+    return os.path.isabs(path) and not os.path.lexists(path)
 
 
 def _wrap(module, done) -> None:
