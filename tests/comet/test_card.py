@@ -161,6 +161,7 @@ def test_names_from_data_are_no_markup(tuned, tmp_path):
         file.write_text(text.replace("tfidf", json.dumps(f"tfidf {evil}")[1:-1]), "utf-8")
     content = json.loads((model / "comet.json").read_text("utf-8"))
     content["labels"] = [evil, f"no {evil}", "yes"]
+    content.pop("sha256", None)  # as its owner does who changes it
     (model / "comet.json").write_text(json.dumps(content))
     recipe = yaml.safe_load((copy / "recipe.yaml").read_text("utf-8"))
     recipe["task"]["data"] = f"{evil}\n```\n<img src=x>"
@@ -278,7 +279,7 @@ def test_a_licence_that_was_filled_in_stays_and_is_inherited(student, tmp_path):
 
 def test_a_teacher_of_nothing_has_no_licence_to_inherit(corpus_folder, tmp_path):
     shape = [
-        "--model.layers", "1", "--model.hidden_size", "16", "--model.heads", "2", "--model.intermediate_size", "16",
+        "--model.layers", "3", "--model.hidden_size", "32", "--model.heads", "2", "--model.intermediate_size", "16",
         "--model.vocabulary_size", "200", "--warm_start.steps", "0",
     ]  # fmt: skip
     adapt(
