@@ -331,6 +331,14 @@ def load_masked_lm(
         AutoModelForMaskedLM, name_or_folder, config=config, revision=revision, flag=flag
     )
     missing = sorted(report["missing_keys"])
+    if missing and head_required and not config.tie_word_embeddings:
+        head = model.get_output_embeddings()
+        own = [] if head is None else [id(value) for value in head.parameters()]
+        if set(missing) <= {name for name, value in model.named_parameters() if id(value) in own}:
+            raise ValueError(
+                f"{flag}: {name_or_folder} has no weights for {missing[0]}, and config.json says tie_word_embeddings: "
+                "false; remove that key if its output embeddings are its input embeddings"
+            )
     if missing and head_required:
         raise ValueError(
             f"{flag}: {name_or_folder} has no weights for {missing[0]}"

@@ -21,7 +21,7 @@ from transformers import (
 import comet
 from comet import pretrained
 from comet.pretrained import load_any_tokenizer, load_config, load_model, random_model, saved_class
-from comet.students import load_tokenizer
+from comet.students import load_masked_lm, load_tokenizer
 from comet.toy import LANGUAGES, toy_sentences
 
 
@@ -238,3 +238,9 @@ def test_a_tokenizer_in_sentencepiece_is_converted(saved, files):
     (saved / "sentencepiece.bpe.model").rename(saved / "spm.model")
     with pytest.raises(ValueError, match=r"spm\.model is not what .* reads; rename it to sent"):
         load_tokenizer(str(saved))
+
+
+def test_a_configuration_that_unties_what_is_tied_is_named(saved):
+    change(saved, tie_word_embeddings=False)
+    with pytest.raises(ValueError, match=r"--teacher: .* says tie_word_embeddings: false; remove"):
+        load_masked_lm(str(saved))
