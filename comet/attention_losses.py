@@ -16,7 +16,7 @@ from comet.projections import Projection
 
 LEAST_PROBABILITY = 1e-30  # its inverse, and that times a scaled loss, is a number in float32
 RELATION_BYTES = 256 << 20  # what the relations of a piece and all that is computed from them take
-COPIES = 8  # float32 numbers per entry of a relation at the time when most are held
+COPIES = 12  # float32 numbers per entry of a relation at the time when most are held
 
 
 def map_squares(
@@ -44,14 +44,18 @@ def map_divergence(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Σ_{b, i real} KL( A_teacher[b,i] ‖ A_student[b,i] ), MiniLM's transfer of attention (Wang et al., 2020).
 
     MiniLM (arXiv 2002.10957) compares head by head; here maps are averaged over heads first, as heads may differ in
-    number. A row of a map is a distribution over real keys; rows and columns of padding are 0 and add nothing.
+    number. A row of a map is a distribution over real keys; rows and columns of padding are 0 and add nothing. Summed
+    as Σ_j t log(t / s) − t + s, which is the same where rows sum to 1 and does not round below 0 where they nearly
+    agree; its gradient to a row differs by a constant, which that of softmax cancels.
 
     Args:
         student_map: `[B, S, S]`.
         teacher_map: `[B, S, S]`.
     """
-    logs = student_map.clamp(min=LEAST_PROBABILITY).log()
-    return (torch.xlogy(teacher_map, teacher_map) - teacher_map * logs).sum()
+    least = student_map.clamp(min=LEAST_PROBABILITY)
+    excess = teacher_map - least
+    ratio = torch.where(teacher_map > 0, excess / least, 0)
+    return (teacher_map * ratio.log1p() - (teacher_map - student_map)).sum().clamp(min=0)
 
 
 def relation_divergence(student: Three, teacher: Three, mask: Tensor | None, heads: int) -> Tensor:
@@ -113,11 +117,23 @@ def _relation_divergence(
         logs = _log_relation(student_BHSD, mask, heads)
         with torch.no_grad():
             teacher_logs = _log_relation(teacher_BHSD, mask, heads)
-        terms_BRSS = teacher_logs.exp() * (teacher_logs - logs)
+        terms_BRSS = _divergence_terms(teacher_logs, logs)
         if mask is not None:
             pairs = mask[:, None, :, None] & mask[:, None, None, :]
             terms_BRSS = torch.where(pairs, terms_BRSS, 0)
-        return terms_BRSS.sum() / heads
+        return terms_BRSS.sum().clamp(min=0) / heads
+
+
+def _divergence_terms(teacher_logs: Tensor, logs: Tensor) -> Tensor:
+    """t log(t / s) − t + s of each entry, exact also where the two nearly agree; its sum over a row is the KL."""
+    difference = teacher_logs - logs
+    near = difference.clamp(-1, 1)
+    mass = teacher_logs.exp()
+    return torch.where(
+        difference == near,
+        mass * (near + (-near).expm1()),
+        mass * (difference - 1) + logs.exp(),
+    )
 
 
 def _log_relation(vectors_BHSD: Tensor, mask: Tensor | None, heads: int) -> Tensor:

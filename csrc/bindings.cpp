@@ -166,6 +166,7 @@ PYBIND11_MODULE(_native, module) {
   using unlocked = py::call_guard<py::gil_scoped_release>;
   module.doc() = "Kernels of comet_kernels in C++ and CUDA. Addresses are data_ptr(), sizes and strides in elements.";
   module.attr("__version__") = COMET_VERSION;
+  module.attr("INTERFACE") = 2;  // raise it with what a function takes or returns, and in comet_kernels/native.py
   module.def("has_cuda", [] { return HAS_CUDA; });
   module.def("instruction_set", [] { return comet::name(comet::best_instruction_set()); });
   module.def("allow_team", comet::allow_team, "process"_a);

@@ -47,7 +47,7 @@ def test_divergence_is_the_kl_of_every_real_row(padded):
     for b, n in enumerate(LENGTHS if padded else (6, 6, 6)):
         for i in range(n):
             p, q = theirs[b, i, :n].double(), exact[b, i, :n]
-            expected = expected + (p * (p.log() - q.log())).sum()
+            expected = expected + (p * (p.log() - q.log()) - p + q).sum()
     expected.backward()
     assert relative_rms(found, expected) <= 1e-5
     assert relative_rms(gradient, exact.grad) <= 1e-5
@@ -61,6 +61,31 @@ def test_divergence_of_what_the_student_does_not_attend_to_is_finite():
     assert torch.isfinite(found)
     assert torch.isfinite(ours.grad).all()
     assert map_divergence(theirs, theirs) == 0
+
+
+@pytest.mark.parametrize("distance", [1e-2, 1e-3, 1e-4])
+def test_divergences_of_near_sides_keep_their_digits(distance):
+    theirs, _ = tensors(4, 9)
+    torch.manual_seed(5)
+    ours = tuple((one + distance * torch.randn_like(one)).detach() for one in theirs)
+    found = relation_divergence(ours, theirs, None, 4)
+    exact = relations_written_out(ours, theirs, None, 4)
+    assert relative_rms(found, exact) <= 2e-7 / distance
+    scores, noise = torch.randn(3, 6, 6).double(), torch.randn(3, 6, 6).double()
+    maps = [one.softmax(-1).float() for one in (scores + distance * noise, scores)]
+    s, t = (one.double() for one in maps)
+    exact = (t * (t / s).log() - t + s).sum()
+    assert relative_rms(map_divergence(*maps), exact) <= 1e-6 / distance
+
+
+def test_divergences_of_equal_sides_are_never_below_0():
+    for seed in range(20):
+        torch.manual_seed(seed)
+        three = tuple(torch.randn(2, 3, 8, 4) for _ in range(3))
+        same = tuple(one * (1 + 1e-7 * torch.randn_like(one)) for one in three)
+        assert relation_divergence(same, three, None, 3) >= 0
+        one = torch.randn(2, 16, 16).softmax(-1)
+        assert map_divergence(one * (1 + 1e-7 * torch.randn_like(one)), one) >= 0
 
 
 def relations_written_out(student, teacher, mask, heads):

@@ -251,3 +251,14 @@ def test_without_the_extension_the_first_call_says_how_to_build_it():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert "pip install -e ." in ran.stdout
+
+
+def test_an_extension_of_another_version_of_the_source_is_refused(monkeypatch):
+    built = native.library()
+    monkeypatch.setattr(built, "INTERFACE", native.INTERFACE - 1)
+    native.library.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match=r"another version of the source.*pip install -e \."):
+            native.library()
+    finally:
+        native.library.cache_clear()
