@@ -38,7 +38,7 @@ from comet.inputs import Input, model_inputs, text_input, tokenizer_input
 from comet.memory_advice import advice, explained, sizes_of
 from comet.objective import sums_by_language
 from comet.pretrained import random_model
-from comet.processes import make_accelerator, on_main, say
+from comet.processes import copy_of, make_accelerator, on_main, say
 from comet.recipe import VOCABULARY_SIZE, AdaptRecipe, ModelRecipe
 from comet.runs import RunFolder, resolve
 from comet.sources import corpus_facts, mixture
@@ -157,8 +157,8 @@ def adapt(
     sizes = sizes_of(model, processes=accelerator.num_processes)
     facts = corpus_facts(corpus, covered)
     with run.recorded(**facts), explained(lambda: advice(recipe, sizes)), closing(batches):
-        if accelerator.is_main_process and not (resume and saved.is_dir()):
-            save_tokenizer(tokenizer, saved)
+        if not on_main(lambda: resume and saved.is_dir()):
+            on_main(lambda: save_tokenizer(tokenizer, saved))
         say(
             f"model    {count_parameters(model):,} parameters, {len(tokenizer):,} pieces\n"
             f"{mixture(corpus)}\n" + "\n".join(coverage_table(covered)) + "\n"
@@ -197,9 +197,8 @@ def adapt(
                 "entropy_given_language": entropy.given_language,
             },
         )
-        if accelerator.is_main_process:
-            home = folder / "model"
-            save_model(model, tokenizer, home, describing(home))
+        home = folder / "model"
+        on_main(lambda: save_model(model, tokenizer, home, describing(home)))
     say(
         "\nHeld-out masked loss (nats)  "
         + "  ".join(f"{name} {value:.3f}" for name, value in loss.items())
@@ -233,6 +232,10 @@ def make_model(
         ValueError: the model or tokenizer cannot be had, or has too few positions or embeddings.
     """
     wanted = recipe.model
+    if wanted.model is not None:
+        wanted = replace(wanted, model=copy_of(wanted.model))
+    if wanted.tokenizer is not None:
+        wanted = replace(wanted, tokenizer=copy_of(wanted.tokenizer))
     if wanted.model is not None:
         model = load_masked_lm(wanted.model, flag="--model", head_required=False)
         source = wanted.tokenizer or wanted.model

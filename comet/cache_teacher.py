@@ -56,10 +56,6 @@ def cache_teacher(recipe: DistillRecipe, folder: Path, kept: Kept, steps: int) -
         OSError: the disk is full; what is there stays.
     """
     accelerator = make_accelerator(recipe.optimisation.precision)
-    if accelerator.num_processes > 1:
-        raise ValueError(
-            f"started as {accelerator.num_processes} processes, but a cache is made by one: start it with python"
-        )
     corpus = open_text(recipe.corpus, recipe.run.seed)
     name, revision = teacher_of(recipe, recipe.teacher.model or quickstart.toy_teacher(), corpus)
     tokenizer = load_tokenizer(name, revision=revision)
@@ -221,4 +217,4 @@ def _default_recipe(flags: Mapping[str, Any]) -> str | None:
 
 
 if __name__ == "__main__":
-    run_command(main, PROGRAM)
+    run_command(main, PROGRAM, alone=True)

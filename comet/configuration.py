@@ -22,7 +22,7 @@ import transformers
 import yaml
 
 from comet.durable import full_disk
-from comet.processes import FailedElsewhereError, say
+from comet.processes import FailedElsewhereError, are_several, on_main, say
 from comet.spellings import SAME, SWITCHES, VALUES, advice, meant, suggestion
 from comet.streams import prepare_output
 
@@ -66,14 +66,25 @@ def require_positive(part: str, values: dict[str, float]) -> None:
         require(math.isfinite(value) and value > 0, f"{part}.{name}", value, "a number above 0")
 
 
-def run_command(main: Callable[[Sequence[str]], None], program: str) -> NoReturn:
-    """Run a command line; what its user can mend ends with one line and exit code 2, without a traceback."""
+def run_command(
+    main: Callable[[Sequence[str]], None], program: str, *, alone: bool = False
+) -> NoReturn:
+    """Run a command line; what its user can mend ends with one line and exit code 2, without a traceback.
+
+    Args:
+        main: given the command line without the program's name.
+        program: what the user typed, for messages.
+        alone: of several processes that were started together the main one runs it, and the others wait for it.
+    """
     prepare_output()
     transformers.utils.logging.disable_progress_bar()  # ours is the only one
     try:
-        main(sys.argv[1:])
-    except FailedElsewhereError:
-        sys.exit(2)
+        if alone and are_several():
+            on_main(lambda: main(sys.argv[1:]))
+        else:
+            main(sys.argv[1:])
+    except FailedElsewhereError as error:
+        sys.exit(error.code)
     except (ValueError, OSError) as error:
         print(f"{program}: error: {_one_line(str(full_disk(error) or error))}", file=sys.stderr)
         sys.exit(2)
@@ -135,7 +146,17 @@ def parse_command(
     Raises:
         ValueError: an unknown key, a value of the wrong type, a file that cannot be read.
     """
-    namespace = vars(_parser(recipe_class, program, description, shortcuts).parse_args(list(argv)))
+    parser = _parser(recipe_class, program, description, shortcuts)
+    # a recipe's file is on the main process's machine, and one line is enough of what is wrong
+    return on_main(lambda: _parsed(parser.parse_args(list(argv)), recipe_class, default_recipe))
+
+
+def _parsed(
+    arguments: argparse.Namespace,
+    recipe_class: type,
+    default_recipe: Callable[[Mapping[str, Any]], str | None],
+) -> Given:
+    namespace = vars(arguments)
     flags = {key: value for key, value in namespace.items() if "." in key}
     recipe = namespace["recipe"] or default_recipe(flags)
     resume = namespace["resume"] or namespace["resume_from"] is not None

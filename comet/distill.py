@@ -20,7 +20,7 @@ from comet.initialisation import make_started
 from comet.inputs import Input, file_input, model_inputs
 from comet.memory_advice import advice, explained, sizes_of
 from comet.objective import Distiller
-from comet.processes import make_accelerator, on_main, say
+from comet.processes import copy_of, make_accelerator, on_main, say
 from comet.projections import make_projection
 from comet.recipe import DistillRecipe
 from comet.runs import RunFolder, resolve
@@ -147,9 +147,8 @@ def distill(
             after = evaluate()
             training.tell_evaluation(after, say)
         run.write_json(AGREEMENT, {"before": before, "after": after})
-        if accelerator.is_main_process:
-            home = folder / "student"
-            save_model(student, sources.tokenizer, home, describing(home))
+        home = folder / "student"
+        on_main(lambda: save_model(student, sources.tokenizer, home, describing(home)))
     columns = {"before": agreements(before), "after": agreements(after)}
     say(
         f"\nHeld-out agreement with the teacher\n{table(columns)}\n\n"
@@ -201,7 +200,9 @@ def build_distiller(
             option that does not fit.
     """
     if recipe.student.model is not None:
-        theirs = load_tokenizer(recipe.student.model, flag="--student")
+        source = copy_of(recipe.student.model)
+        recipe = replace(recipe, student=replace(recipe.student, model=source))
+        theirs = load_tokenizer(source, flag="--student")
         require_same_vocabulary(sources.tokenizer, theirs)
     set_seed(recipe.run.seed)
     student, start = make_started(

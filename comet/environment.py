@@ -31,6 +31,12 @@ STATUS = Path("/proc/self/status")
 MEMORY = Path("/proc/meminfo")
 
 
+_LAUNCHED = {
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
+    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+}  # fmt: skip
+
+
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
     """The installed version of each package, None where it is not there."""
     found: dict[str, str | None] = {}
@@ -91,6 +97,16 @@ def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[
             yield name, old[name], new[name]
     if old and new:  # a machine without a GPU does not name it
         yield "gpu", old.get("gpu"), new.get("gpu")
+
+
+def environment_of_one() -> dict[str, str]:
+    """The environment for a child process that is to run alone, without what a launcher of several set."""
+    prefixes = ("TORCHELASTIC_", "ACCELERATE_")
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _LAUNCHED and not name.startswith(prefixes)
+    }
 
 
 def cache_folder() -> Path:

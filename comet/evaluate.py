@@ -204,4 +204,4 @@ def confusion_table(scores: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main, PROGRAM)
+    run_command(main, PROGRAM, alone=True)

@@ -174,4 +174,4 @@ def _is_dense(shape: Sequence[int]) -> bool:
 
 
 if __name__ == "__main__":
-    run_command(main, PROGRAM)
+    run_command(main, PROGRAM, alone=True)

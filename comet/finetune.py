@@ -13,6 +13,7 @@ The test split is not read: `python -m comet.evaluate` does that, once.
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from comet.finetune_recipe import TFIDF, FinetuneRecipe
 from comet.floor import FLOOR, Lessons, fit_floor, floor_name, load_floor, save_floor
 from comet.inputs import Input, data_input, file_input, model_inputs
 from comet.interruption import Interrupted
-from comet.processes import make_accelerator, on_main, say
+from comet.processes import copy_of, make_accelerator, on_main, say
 from comet.runs import RunFolder, is_finished, resolve
 from comet.students import load_tokenizer
 from comet.task_model import ModelCard, Tuned, load_tuned
@@ -123,10 +124,11 @@ def finetune(recipe: FinetuneRecipe, folder: Path, *, resume: bool = False) -> d
     }
     name, tokenizer = str(recipe.model.model), None
     if name != TFIDF:
-        tokenizer = load_tokenizer(name, flag="--model")
-        inputs |= on_main(
-            lambda: model_inputs("model", name, weights=recipe.model.initial != "random")
-        )
+        source = copy_of(name)
+        recipe = replace(recipe, model=replace(recipe.model, model=source))
+        tokenizer = load_tokenizer(source, flag="--model")
+        is_read = recipe.model.initial != "random"
+        inputs |= on_main(lambda: model_inputs("model", name, weights=is_read))
     run.reads(inputs)
     with run.recorded(**facts):
         say(_announcement(recipe, train, dev, folder))
@@ -138,7 +140,7 @@ def finetune(recipe: FinetuneRecipe, folder: Path, *, resume: bool = False) -> d
             on_main(lambda: _fit_tfidf(recipe, folder, train, dev))
         else:
             _tune_all(recipe, run, train, dev, tokenizer)
-        return evaluate_run(folder, split="dev")
+        return on_main(lambda: evaluate_run(folder, split="dev"))
 
 
 def _read_with(
@@ -184,7 +186,7 @@ def _tune_all(
     groups = (
         [[name] for name in train.languages] if recipe.run.per_language else [list(train.languages)]
     )
-    teachers: dict[Path, Tuned] = {}
+    teachers: dict[str, Tuned] = {}
     teacher_inputs = cache(partial(_teacher_inputs, recipe))
     for seed in recipe.run.seeds:
         for languages in groups:
@@ -206,7 +208,7 @@ def _tune_all(
                 ) from stopped
 
 
-def _teacher(recipe: FinetuneRecipe, data: TunedData, known: dict[Path, Tuned]) -> Tuned | None:
+def _teacher(recipe: FinetuneRecipe, data: TunedData, known: dict[str, Tuned]) -> Tuned | None:
     """The teacher of these languages, loaded once.
 
     Raises:
@@ -214,10 +216,12 @@ def _teacher(recipe: FinetuneRecipe, data: TunedData, known: dict[Path, Tuned]) 
     """
     if recipe.teacher.model is None:
         return None
-    folder, choice = find_model(recipe.teacher.model, data.train.languages[0], flag="--teacher")
+    given, language = recipe.teacher.model, data.train.languages[0]
+    found, choice = on_main(lambda: find_model(given, language, flag="--teacher"))
+    folder = str(found)
     if folder in known:
         return known[folder]
-    teacher = load_tuned(folder, flag="--teacher")
+    teacher = load_tuned(Path(copy_of(folder)), flag="--teacher")
     card, task = teacher.card, data.train.task
     if (card.kind, tuple(card.labels)) != (task.kind, task.labels):
         raise ValueError(

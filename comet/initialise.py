@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     )
     if given.resume:
         raise ValueError("--resume: nothing is trained here; leave it out")
-    recipe = build(DistillRecipe, complete(given.content))
+    recipe = build(DistillRecipe, on_main(lambda: complete(given.content)))
     folder = None if recipe.run.output is None else Path(recipe.run.output)
     if folder is not None:
         on_main(lambda: require_new_folder(folder))
@@ -56,8 +56,8 @@ def main(argv: Sequence[str]) -> None:
         f"start    {start.describe(sources.config)}"
     )
     say(table({"before training": found}))
-    if folder is not None and accelerator.is_main_process:
-        save_model(student, sources.tokenizer, folder, new=True)
+    if folder is not None:
+        on_main(lambda: save_model(student, sources.tokenizer, folder, new=True))
         say(f"\nmodel   {folder}")
 
 

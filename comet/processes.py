@@ -4,7 +4,12 @@ A run is started as several processes by `accelerate launch` or `torchrun`. The 
 run folder, so that machines need not share one; what it found, or why it failed, the others learn from it.
 """
 
+import os
+import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -17,15 +22,35 @@ from comet.batch import Batch, Counts, summed_counts, total_counts
 Value = TypeVar("Value")
 Precision = Literal["float32", "bfloat16", "float16"]
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+# The main process may work alone for long, such as on soft labels, while the others wait for it.
+_PATIENCE = timedelta(days=1)
+_BLOCK = 1 << 26
+_main_is_alone = False  # within `on_main` the others wait: nothing can be agreed on with them
+_received: list[
+    tempfile.TemporaryDirectory[str]
+] = []  # folders of the main process, until this one ends
 
 
 class FailedElsewhereError(Exception):
-    """The main process ended with an error and has said so: end quietly."""
+    """The main process ended and has said why: end quietly.
+
+    Args:
+        code: its exit code.
+    """
+
+    def __init__(self, code: int = 2) -> None:
+        super().__init__()
+        self.code = code
 
 
 def this_process() -> PartialState:
     """This process among those that were started together; joins them at the first call."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
+
+
+def are_several() -> bool:
+    """Whether a launcher started this process as one of several; joins nobody."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def make_accelerator(precision: Precision, log_with: list[Any] | None = None) -> Accelerator:
@@ -45,27 +70,78 @@ def make_accelerator(precision: Precision, log_with: list[Any] | None = None) ->
 
 
 def on_main(function: Callable[[], Value]) -> Value:
-    """Run a function on the main process; every process gets what it returned.
+    """Run a function on the main process; every process gets what it returned. May be nested.
 
     Raises:
         FailedElsewhereError: on the other processes, where the main one raised an error of its own.
     """
+    global _main_is_alone
     state = this_process()
-    if state.num_processes == 1:
+    if state.num_processes == 1 or _main_is_alone:
         return function()
     answer: list[Any] = [None, None]
     failure: BaseException | None = None
     if state.is_main_process:
+        _main_is_alone = True
         try:
             answer = [True, function()]
         except BaseException as error:
-            answer, failure = [False, None], error
+            answer, failure = [False, exit_code(error)], error
+        finally:
+            _main_is_alone = False
     broadcast_object_list(answer)
     if failure is not None:
         raise failure
     if not answer[0]:
-        raise FailedElsewhereError
+        raise FailedElsewhereError(answer[1])
     return cast(Value, answer[1])
+
+
+def exit_code(error: BaseException) -> int:
+    """The code that a process ends with after an error."""
+    code = getattr(error, "code", 130 if isinstance(error, KeyboardInterrupt) else 2)
+    if code is None:
+        return 0
+    return code if isinstance(code, int) else 1
+
+
+def copy_of(model: str) -> str:
+    """Where every process can read a model. Every process calls this.
+
+    Args:
+        model: a folder of the main process, or else a hub id, which stays as it is. A process that finds no such
+            folder, as on another machine, receives its files, but for what is in folders inside it.
+    """
+    state, path = this_process(), Path(model)
+    if state.num_processes == 1 or _main_is_alone or not on_main(path.is_dir):
+        return model
+    lacks = not path.is_dir()
+    if not any(gather_object([lacks])):
+        return model
+    sizes = on_main(
+        lambda: {one.name: one.stat().st_size for one in sorted(path.iterdir()) if one.is_file()}
+    )
+    if lacks:
+        _received.append(tempfile.TemporaryDirectory(prefix="comet-"))
+    for name, size in sizes.items():
+        _send(path / name, Path(_received[-1].name) / name if lacks else None, size, state)
+    return _received[-1].name if lacks else model
+
+
+def _send(source: Path, target: Path | None, size: int, state: PartialState) -> None:
+    """Broadcast a file of the main process, block by block, to those that give a target."""
+    with (
+        source.open("rb") if state.is_main_process else nullcontext() as read,
+        target.open("wb") if target is not None else nullcontext() as written,
+    ):
+        for start in range(0, size, _BLOCK):
+            block = torch.empty(min(_BLOCK, size - start), dtype=torch.uint8)
+            if read is not None:
+                block = torch.frombuffer(bytearray(read.read(len(block))), dtype=torch.uint8)
+            block = block.to(state.device)
+            torch.distributed.broadcast(block, src=0)
+            if written is not None:
+                written.write(block.cpu().numpy().tobytes())
 
 
 def say(text: str) -> None:

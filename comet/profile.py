@@ -176,4 +176,4 @@ def _parser() -> CommandParser:
 
 
 if __name__ == "__main__":
-    run_command(main, PROGRAM)
+    run_command(main, PROGRAM, alone=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from comet.environment import machine_bytes
 from comet.objective_recipe import ObjectiveRecipe
 from comet.pretrained import require_finite
+from comet.processes import on_main
 
 LARGE_BYTES = 1 << 30  # from here on a projection's size is worth a line
 
@@ -180,7 +181,10 @@ def make_projection(recipe: ObjectiveRecipe, max_length: int) -> Projection:
         case "kronecker":
             kronecker = Kronecker(max_length, recipe.projection_terms)
             if recipe.projection_start is not None:
-                kronecker.start_from(Path(recipe.projection_start))
+                start = Path(recipe.projection_start)
+                on_main(
+                    lambda: kronecker.start_from(start)
+                )  # from there DDP sends it to the others
             return kronecker
 
 

@@ -7,7 +7,6 @@ modelling alone.
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,9 +21,9 @@ from comet.agreement import Agreement, measure, table
 from comet.batch import Batch
 from comet.configuration import build, read_recipe, to_yaml
 from comet.durable import checksums, require_checksums, sealed, unsealed, write_json
-from comet.environment import cache_folder, kept_in_cache
+from comet.environment import cache_folder, environment_of_one, kept_in_cache
 from comet.objective import Distiller
-from comet.processes import say
+from comet.processes import copy_of, on_main, say
 from comet.recipe import AdaptRecipe, DistillRecipe, ModelRecipe, RunRecipe
 from comet.runs import read_record
 from comet.students import count_parameters, load_masked_lm
@@ -32,10 +31,6 @@ from comet.tap import TappedEncoder
 from comet.teachers import OnlineTeacher
 
 CHECKSUMS = "checksums.json"
-_LAUNCHED = {
-    "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
-    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-}  # fmt: skip
 
 
 def toy_teacher() -> str:
@@ -108,6 +103,10 @@ def _made_once(name: str, recipe: AdaptRecipe, announcement: str) -> str:
     Raises:
         ValueError: training ended with an error, which it has printed.
     """
+    return copy_of(on_main(lambda: _made(name, recipe, announcement)))
+
+
+def _made(name: str, recipe: AdaptRecipe, announcement: str) -> str:
     key = hashlib.sha256(f"{comet.__version__}\n{to_yaml(recipe)}".encode()).hexdigest()[:12]
     folder = cache_folder() / f"{name}-{key}"
     if not _is_whole(folder):
@@ -144,13 +143,9 @@ def _train(recipe: AdaptRecipe, name: str, folder: Path) -> None:
         file.write(to_yaml(recipe))
         file.flush()
         command = ["-m", "comet.adapt", "--recipe", file.name, "--output", str(folder)]
-        alone = {name: value for name, value in os.environ.items() if not _of_several(name)}
-        if subprocess.run([sys.executable, *command], check=False, env=alone).returncode != 0:
+        if subprocess.run(
+            [sys.executable, *command], check=False, env=environment_of_one()
+        ).returncode:
             raise ValueError(
                 f"{name}: training failed in {folder}, see above; COMET_CACHE names another cache folder"
             )
-
-
-def _of_several(variable: str) -> bool:
-    """Whether a launcher of several processes sets this variable."""
-    return variable in _LAUNCHED or variable.startswith(("TORCHELASTIC_", "ACCELERATE_"))

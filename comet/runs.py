@@ -98,23 +98,8 @@ class RunFolder:
             ValueError: another process trains in this folder.
             OSError: it cannot be written.
         """
-        if not self.is_written_here:
-            yield
-            return
-        with locked(self.path / LOCK, f"--output: another process is training in {self.path}"):
-            if self._is_done():  # again: another process may have run here meanwhile
-                raise ValueError(f"--resume: another process has finished the run in {self.path}")
-            sweep(self.path)
-            sweep(self.checkpoints)
-            self._write(RECIPE, to_yaml(self.recipe))
-            self._before = read_record(self.path)
-            self._record = begun(self._before, {**self.environment, "command": sys.argv})
-            self._record |= {
-                **facts,
-                "length": length_of(self.recipe),
-                "inputs": self.inputs_as_json,
-            }
-            self.write_json(RECORD, self._record)
+        with contextlib.ExitStack() as stack:
+            on_main(lambda: self._begin(stack, facts))
             try:
                 yield
             except BaseException as error:
@@ -123,6 +108,25 @@ class RunFolder:
                     self._end(state=state, why=str(error) or type(error).__name__)
                 raise
             self._end(state="done")
+
+    def _begin(self, stack: contextlib.ExitStack, facts: Mapping[str, Any]) -> None:
+        """Take the folder's lock, until the stack ends, and write the recipe and the record."""
+        stack.enter_context(
+            locked(self.path / LOCK, f"--output: another process is training in {self.path}")
+        )
+        if self._is_done():  # again: another process may have run here meanwhile
+            raise ValueError(f"--resume: another process has finished the run in {self.path}")
+        sweep(self.path)
+        sweep(self.checkpoints)
+        self._write(RECIPE, to_yaml(self.recipe))
+        self._before = read_record(self.path)
+        self._record = begun(self._before, {**self.environment, "command": sys.argv})
+        self._record |= {
+            **facts,
+            "length": length_of(self.recipe),
+            "inputs": self.inputs_as_json,
+        }
+        self.write_json(RECORD, self._record)
 
     def begin_at(self, step: int) -> None:
         """Record the steps that were done when this segment of the run began to train."""
@@ -210,6 +214,8 @@ class RunFolder:
             )
 
     def _end(self, **outcome: str) -> None:
+        if not self._record:  # of another process
+            return
         outcome["end"] = _now()
         self._record["segments"][-1] |= outcome
         self.write_json(RECORD, self._record | outcome)

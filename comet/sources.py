@@ -17,6 +17,7 @@ from comet.corpus import Corpus
 from comet.coverage import Coverage, coverage, coverage_table
 from comet.frozen import round_weights
 from comet.inputs import Input, model_inputs, text_input
+from comet.processes import copy_of, on_main
 from comet.recipe import DistillRecipe
 from comet.students import count_parameters, load_masked_lm, load_tokenizer, require_embedded
 from comet.tap import TappedEncoder
@@ -80,7 +81,8 @@ def online_sources(
         ValueError: one of them cannot be had, or the teacher's tokenizer is not its own.
     """
     corpus = open_text(recipe.corpus, recipe.run.seed)
-    name, revision = teacher_of(recipe, teacher_name, corpus)
+    name, revision = on_main(lambda: teacher_of(recipe, teacher_name, corpus))
+    name = copy_of(name)
     model = load_masked_lm(name, revision=revision)
     tokenizer = load_tokenizer(name, revision=revision)
     require_embedded(tokenizer, model.config, flag="--teacher")

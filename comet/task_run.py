@@ -22,7 +22,7 @@ from comet.floor import Lessons
 from comet.inputs import Input
 from comet.masking import IGNORED_LABEL
 from comet.memory_advice import explained
-from comet.processes import say
+from comet.processes import on_main, say
 from comet.runs import RECIPE, RunFolder
 from comet.students import keep_inputs_only
 from comet.task_batches import Row, TaskBatches, encode
@@ -145,7 +145,7 @@ def tune(
         ValueError: something the user can mend, in one line.
         Interrupted: asked to stop; a checkpoint was saved.
     """
-    resume = (folder / RECIPE).exists()
+    resume = on_main((folder / RECIPE).exists)
     run = RunFolder(folder, recipe, resume=resume)
     run.reads(inputs)
     seed = recipe.run.seeds[0]
@@ -218,20 +218,19 @@ def tune(
             training.train()
             training.tell_evaluation(evaluate(), say)
         best.give_back()
-        if accelerator.is_main_process:
-            card = ModelCard(
-                task=data.train.task.name,
-                kind=data.train.task.kind,
-                labels=list(data.train.task.labels),
-                languages=list(data.train.languages),
-                max_length=recipe.model.max_length,
-                seed=seed,
-                dev=best.score,
-                step=best.step,
-                size=sizes(model),
-            )
-            home = folder / MODEL
-            save_tuned(model, data.tokenizer, card, home, describing(home))
+        card = ModelCard(
+            task=data.train.task.name,
+            kind=data.train.task.kind,
+            labels=list(data.train.task.labels),
+            languages=list(data.train.languages),
+            max_length=recipe.model.max_length,
+            seed=seed,
+            dev=best.score,
+            step=best.step,
+            size=sizes(model),
+        )
+        home = folder / MODEL
+        on_main(lambda: save_tuned(model, data.tokenizer, card, home, describing(home)))
     say(f"best on dev: {dev.main} {best.score:.4f} at step {best.step}")
 
 

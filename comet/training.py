@@ -8,8 +8,9 @@ whether loss and gradient are finite, and for the rest when a line is logged or 
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -329,17 +330,22 @@ class Training:
         Raises:
             ValueError: always.
         """
-        aside = save_bad_batch(
-            self.folder.path,
-            self.step,
-            pieces,
-            self.watching.tokenizer,
-            process=self.accelerator.process_index,
-        )
+        shares = gathered(pieces, self.accelerator)
+        aside = on_main(lambda: self._save_bad(shares))
         raise ValueError(
             f"training diverged: loss {losses.total.item()} or its gradient not finite in step {self.step}, the "
             f"{_ordinal(self._bad_in_a_row)} in a row; its batch is in {aside}; {self._remedy()}"
         )
+
+    def _save_bad(self, shares: Sequence[Sequence[Batch]]) -> Path:
+        """Write what every process read of a step; returns the first file."""
+        files = [
+            save_bad_batch(
+                self.folder.path, self.step, share, self.watching.tokenizer, process=process
+            )
+            for process, share in enumerate(shares)
+        ]
+        return files[0]
 
     def _remedy(self) -> str:
         """What to do about a run that diverged."""

@@ -384,4 +384,4 @@ def _proven(proof: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main, PROGRAM)
+    run_command(main, PROGRAM, alone=True)

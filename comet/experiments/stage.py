@@ -30,6 +30,7 @@ import yaml
 
 from comet.configuration import contradiction
 from comet.durable import write_json, write_text
+from comet.environment import environment_of_one
 from comet.experiments.written import Content
 from comet.runs import RECIPE, read_record
 from comet.teacher_cache import INDEX
@@ -217,7 +218,7 @@ class Attempt:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+                env={**environment_of_one(), "PYTHONUNBUFFERED": "1", **environment},
                 pass_fds=[lock.descriptor],
                 start_new_session=True,  # a terminal's Ctrl-C reaches it through us, once
                 preexec_fn=_end_with_parent,

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import torch
 import transformers
 
-from comet.environment import STATUS, peak_resident_bytes, resident_bytes
+from comet.environment import STATUS, environment_of_one, peak_resident_bytes, resident_bytes
 from comet.profiles.models import Model, find
 from comet.profiles.running import open_model, sample
 from comet.streams import prepare_output
@@ -56,7 +56,9 @@ def resident_of(
     arguments = [model.found, str(length), str(threads), str(device)]
     command = [sys.executable, "-m", "comet.profiles.resident", *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PATIENCE, env=environment_of_one()
+        )
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"{flag}: loading {model.name} took more than {_PATIENCE} s") from error
     if done.returncode in _KILLED:

@@ -100,4 +100,4 @@ def _sentences(file: str | None) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    run_command(main, PROGRAM)
+    run_command(main, PROGRAM, alone=True)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from comet.environment import peak_resident_bytes
+from comet.environment import environment_of_one, peak_resident_bytes
 from comet.streams import prepare_output
 
 TOKENS = 32
@@ -50,7 +50,9 @@ def cost_of(folder: Path) -> Cost:
     """
     command = [sys.executable, "-m", "comet.report.measuring", str(folder)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PATIENCE, env=environment_of_one()
+        )
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"{folder} took more than {_PATIENCE} s") from error
     if done.returncode:

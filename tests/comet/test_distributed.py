@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
 import pytest
+import yaml
 from runs_in_processes import finish, start, start_several
 from safetensors.torch import load_file
 from tiny import TINY_RUN
@@ -119,3 +121,69 @@ def test_a_process_that_holds_nothing_of_a_term_changes_no_loss(tmp_path, count)
     log = tmp_path / "log"
     finish(start_several([], log, count, "terms_in_processes"), log)
     assert log.with_suffix(".0").read_text().endswith("same\n")
+
+
+STUDENT_GRID = {
+    "title": "One cell",
+    "cells": {"alone": {"model": "tfidf"}},
+    "seeds": [0],
+}
+TUNED = [
+    "--languages",
+    "hau",
+    "swa",
+    "--model.max_length",
+    "24",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "16",
+]
+
+
+@pytest.fixture
+def machine(tmp_path, teacher_folder, sentiment):
+    """The folder that the main process works in: what it reads is here, but for text, and what it writes."""
+    for name, source in (("teacher", teacher_folder), ("data", sentiment)):
+        shutil.copytree(source, tmp_path / "machine-0" / name)
+    (tmp_path / "machine-0" / "grid.yaml").write_text(yaml.safe_dump(STUDENT_GRID))
+    (tmp_path / "machine-0" / "recipe.yaml").write_text(
+        "optimisation: {steps: 3, warmup_steps: 1}\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_commands_end_well_where_the_first_machine_alone_has_folders_and_data(
+    machine, corpus_folder, count
+):
+    text = ["--corpus", str(corpus_folder)]
+    distil = [*text, "--teacher", "teacher", *TINY_RUN, "--recipe", "recipe.yaml"]
+    tune = ["comet.finetune", "--data", "data", *TUNED]
+    commands = [
+        ["comet.distill", *distil, "--output", "student"],
+        [*tune, "--model", "student/student", "--seeds", "0,1", "--output", "tuned"],
+        [*tune, "--model", "teacher", "--teacher", "tuned", "--per-language", "--output", "each"],
+        ["comet.evaluate", "--run", "each", "--teacher", "tuned", "--floor", "tfidf"],
+        ["comet.cache_teacher", *distil, "--output", "cache"],
+        ["comet.initialise", *distil, "--output", "initial"],
+        ["comet.trim", "--model", "teacher", *text, "--size", "150", "--output", "small"],
+        ["comet.experiment", "grid.yaml", "--data", "data", "--set", "finetune.task.languages=[hau]",
+         "--output", "grid"],
+    ]  # fmt: skip
+    (machine / "commands.json").write_text(json.dumps(commands))
+    log = machine / "log"
+    arguments = [str(machine / "commands.json")]
+    finish(start_several(arguments, log, count, "commands_in_processes"), log, timeout=280)
+    main = machine / "machine-0"
+    for run in ("student", "tuned", "tuned/seed-1", "each", "each/seed-0/hau"):
+        assert json.loads((main / run / "run.json").read_text())["state"] == "done"
+    scores = json.loads((main / "each" / "scores-test.json").read_text())
+    assert scores["languages"].keys() == {"hau", "swa"}
+    assert scores["retention"] is not None
+    assert json.loads((main / "cache" / "index.json").read_text())["complete"]
+    assert (main / "grid" / "table.md").is_file()
+    for rank in range(1, count):
+        assert not list((machine / f"machine-{rank}").iterdir())
+        said = log.with_suffix(f".{rank}").read_text().splitlines()
+        assert [line for line in said if not line.startswith("$")] == []
