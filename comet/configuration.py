@@ -22,7 +22,14 @@ import transformers
 import yaml
 
 from comet.durable import full_disk
-from comet.processes import FailedElsewhereError, are_several, on_main, say
+from comet.processes import (
+    FailedElsewhereError,
+    among_processes,
+    are_several,
+    is_said_by_main,
+    on_main,
+    say,
+)
 from comet.spellings import SAME, SWITCHES, VALUES, advice, meant, suggestion
 from comet.streams import prepare_output
 
@@ -78,32 +85,34 @@ def run_command(
     """
     prepare_output()
     transformers.utils.logging.disable_progress_bar()  # ours is the only one
-    try:
-        if alone and are_several():
-            on_main(lambda: main(sys.argv[1:]))
-        else:
-            main(sys.argv[1:])
-    except FailedElsewhereError as error:
-        sys.exit(error.code)
-    except (ValueError, OSError) as error:
-        print(f"{program}: error: {_one_line(str(full_disk(error) or error))}", file=sys.stderr)
-        sys.exit(2)
-    except Exception as error:  # libraries have exceptions of their own for a full disk
-        from comet.memory_advice import is_out_of_memory  # which itself reads recipes
-
-        if full := full_disk(error):
-            print(f"{program}: error: {_one_line(str(full))}", file=sys.stderr)
+    with among_processes(program):
+        try:
+            if alone and are_several():
+                on_main(lambda: main(sys.argv[1:]))
+            else:
+                main(sys.argv[1:])
+        except FailedElsewhereError as error:
+            sys.exit(error.code)
+        except (ValueError, OSError) as error:
+            if not is_said_by_main():
+                reason = _one_line(str(full_disk(error) or error))
+                print(f"{program}: error: {reason}", file=sys.stderr)
             sys.exit(2)
-        if not is_out_of_memory(error):
-            raise
-        advice = (
-            "out of memory while models were loaded: close other programs, or take a smaller model"
-        )
-        print(f"{program}: error: {advice} ({_one_line(str(error))})", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as error:
-        print(f"{program}: {str(error) or 'interrupted'}", file=sys.stderr)
-        sys.exit(getattr(error, "code", 130))
+        except Exception as error:  # libraries have exceptions of their own for a full disk
+            from comet.memory_advice import is_out_of_memory  # which itself reads recipes
+
+            if full := full_disk(error):
+                print(f"{program}: error: {_one_line(str(full))}", file=sys.stderr)
+                sys.exit(2)
+            if not is_out_of_memory(error):
+                raise
+            advice = "out of memory while models were loaded: close other programs, or take a smaller model"
+            print(f"{program}: error: {advice} ({_one_line(str(error))})", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt as error:
+            if not is_said_by_main():
+                print(f"{program}: {str(error) or 'interrupted'}", file=sys.stderr)
+            sys.exit(getattr(error, "code", 130))
     sys.exit(0)
 
 

@@ -6,8 +6,8 @@ run folder, so that machines need not share one; what it found, or why it failed
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from comet.batch import Batch, Counts, summed_counts, total_counts
+from comet.lifeline import Lifeline
 
 Value = TypeVar("Value")
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -25,6 +26,8 @@ _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 # The main process may work alone for long, such as on soft labels, while the others wait for it.
 _PATIENCE = timedelta(days=1)
 _BLOCK = 1 << 26
+_program: str | None = None  # of the command that runs
+_lifeline: Lifeline | None = None
 _main_is_alone = False  # within `on_main` the others wait: nothing can be agreed on with them
 _received: list[
     tempfile.TemporaryDirectory[str]
@@ -45,7 +48,62 @@ class FailedElsewhereError(Exception):
 
 def this_process() -> PartialState:
     """This process among those that were started together; joins them at the first call."""
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
+    global _lifeline
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
+    if _program is not None and _lifeline is None and state.num_processes > 1:
+        _lifeline = Lifeline(_program, state.process_index, state.num_processes, _from_main)
+    return state
+
+
+def _from_main(value: Value | None) -> Value:
+    """What the main process gives."""
+    values = [value]
+    broadcast_object_list(values)
+    return cast(Value, values[0])
+
+
+@contextmanager
+def among_processes(program: str) -> Iterator[None]:
+    """Run a command within this context: if one of several processes dies or fails, the others end soon, and quietly.
+
+    Args:
+        program: as the user typed it, for the line that says how to resume.
+    """
+    global _program
+    if not are_several():
+        yield
+        return
+    _program, code = program, 1
+    try:
+        yield
+    except SystemExit as ended:
+        code = exit_code(ended)
+        raise
+    except Exception:
+        if failed_elsewhere(5):
+            raise SystemExit(2) from None
+        raise
+    finally:
+        if _lifeline is not None:
+            _lifeline.end(code)
+
+
+def failed_elsewhere(seconds: float) -> bool:
+    """Whether another process failed, and has said why; waits so long for the news.
+
+    An error of communication is what the others see of it. If one died, this process says so and ends here.
+    """
+    return _lifeline is not None and _lifeline.failed_elsewhere(seconds)
+
+
+def is_said_by_main() -> bool:
+    """Whether the main process fails or stops too, and so says why for all."""
+    return _lifeline is not None and _lifeline.rank > 0 and _lifeline.failed_elsewhere(3)
+
+
+def recording(folder: Path, record: Callable[[str], None]) -> AbstractContextManager[None]:
+    """Within this context a run's record gets the reason if this process ends because another one died."""
+    return nullcontext() if _lifeline is None else _lifeline.recording(folder, record)
 
 
 def are_several() -> bool:

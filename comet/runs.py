@@ -31,7 +31,7 @@ from comet.holdings import instead, refuse_other_run
 from comet.inputs import Input, changed_inputs, saved_inputs
 from comet.interruption import Interrupted
 from comet.names import path_component
-from comet.processes import on_main, say, this_process
+from comet.processes import failed_elsewhere, on_main, recording, say, this_process
 
 RECIPE, RECORD, METRICS, EVALUATION = "recipe.yaml", "run.json", "metrics.jsonl", "evaluation.jsonl"
 _ADVICE = "make room or the folder writable; what is there stays, and a run with a checkpoint resumes with --resume"
@@ -100,14 +100,20 @@ class RunFolder:
         """
         with contextlib.ExitStack() as stack:
             on_main(lambda: self._begin(stack, facts))
+            stack.enter_context(recording(self.path, self._fail))
             try:
                 yield
             except BaseException as error:
+                if isinstance(error, RuntimeError):
+                    failed_elsewhere(5)  # of which it may be a consequence
                 state = "stopped" if isinstance(error, Interrupted) else "failed"
                 with contextlib.suppress(OSError):
                     self._end(state=state, why=str(error) or type(error).__name__)
                 raise
             self._end(state="done")
+
+    def _fail(self, why: str) -> None:
+        self._end(state="failed", why=why)
 
     def _begin(self, stack: contextlib.ExitStack, facts: Mapping[str, Any]) -> None:
         """Take the folder's lock, until the stack ends, and write the recipe and the record."""
