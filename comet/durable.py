@@ -113,8 +113,10 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a folder by its path in it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """SHA-256 of every file of a folder by its path in it, but for README.md, which people edit."""
+    files = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"
+    )
     return {path.relative_to(folder).as_posix(): checksum(path) for path in files}
 
 

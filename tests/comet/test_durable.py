@@ -7,11 +7,13 @@ from safetensors import SafetensorError
 
 from comet.durable import (
     UnwritableError,
+    checksums,
     discard_folder,
     file_aside,
     folder_aside,
     is_as_good_as_empty,
     locked,
+    require_checksums,
     require_new_folder,
     sweep,
     write_text,
@@ -179,6 +181,18 @@ def test_a_folder_is_never_half_discarded_under_its_name(tmp_path, monkeypatch):
     assert names(tmp_path) == [f".step-1.{os.getpid()}.partial"]
     sweep(tmp_path)
     assert names(tmp_path) == []
+
+
+def test_checksums_name_what_differs(tmp_path):
+    for name in ("README.md", "config.json"):
+        (tmp_path / name).write_text("{}")
+    known = checksums(tmp_path)
+    assert known.keys() == {"config.json"}
+    (tmp_path / "README.md").write_text("my words")
+    require_checksums(tmp_path, known)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"the checksum of config\.json differs"):
+        require_checksums(tmp_path, known)
 
 
 def test_a_lock_that_is_taken_is_said(tmp_path):
