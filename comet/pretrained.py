@@ -344,9 +344,14 @@ def load_any_tokenizer(
                 "pip install sentencepiece protobuf, and start the command again"
             )
         config = load_config(str(folder), flag=flag) if (folder / CONFIG).is_file() else None
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, config=config, trust_remote_code=False, **_own_files(folder)
-        )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, config=config, trust_remote_code=False, **_own_files(folder)
+            )
+        except ValueError as error:
+            if "backend tokenizer" not in str(error):
+                raise
+            raise ValueError("it has no fast tokenizer (tokenizer.json)") from error
         expected = tokenizer.vocab_files_names.get("vocab_file")
         if unconverted and unconverted != expected and len(tokenizer) < _FEWEST_ENTRIES:
             raise ValueError(
