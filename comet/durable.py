@@ -355,7 +355,8 @@ def _require_own(folder: Path, names: Set[str]) -> None:
     advice = "move it elsewhere, or give another --output"
     if folder.is_symlink() or not folder.is_dir():
         raise ValueError(f"cannot replace {folder}: it is no folder that Comet wrote; {advice}")
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    paths = (path for path in folder.rglob("*") if not _is_leftover(path.name))
+    there = {path.relative_to(folder).as_posix() for path in paths}
     foreign = [
         name for name in sorted(there - names - _SAVED) if not fnmatch(name, "model-*.safetensors")
     ]

@@ -197,42 +197,24 @@ if "COMET_CRASH_POINTS" in os.environ:
 @pytest.mark.slow
 @pytest.mark.timeout(0 if "COMET_CRASH_POINTS" in os.environ else 300)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_command_killed_at_any_operation_ends_as_one_that_was_not(
-    commands, whole, tmp_path, name
+@pytest.mark.parametrize("fault", ["killed", "full disk"])
+def test_a_command_stopped_at_any_operation_ends_as_one_that_was_not(
+    commands, whole, tmp_path, name, fault
 ):
     command = commands[name]
     expected, operations = whole(name)
     failed = {}
-    for point in points(len(operations), name):
-        folder = tmp_path / f"killed-{point}"
+    for point in points(len(operations), f"{fault} {name}"):
+        folder = tmp_path / f"at-{point}"
         (folder / "made").mkdir(parents=True)
-        code, said = command.run(folder, dies_at=point)
-        assert code == -signal.SIGKILL, (point, code, said)
-        try:
-            command.again(folder, resume_first=point % 2 == 1)
-            require_same(contents(folder / "made"), expected)
-        except AssertionError as error:
-            failed[operations[point - 1]] = str(error)
+        if fault == "killed":
+            code, said = command.run(folder, dies_at=point)
+            assert code == -signal.SIGKILL, (point, code, said)
         else:
-            shutil.rmtree(folder)
-    assert not failed
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(0 if "COMET_CRASH_POINTS" in os.environ else 300)
-@pytest.mark.parametrize("name", NAMES)
-def test_a_disk_that_fills_at_any_operation_is_one_line_and_the_command_resumes(
-    commands, whole, tmp_path, name
-):
-    command = commands[name]
-    expected, operations = whole(name)
-    failed = {}
-    for point in points(len(operations), f"full {name}"):
-        folder = tmp_path / f"full-{point}"
-        (folder / "made").mkdir(parents=True)
-        code, said = command.run(folder, full_from=point)
+            code, said = command.run(folder, full_from=point)
         try:
-            require_one_line(code, said)
+            if fault != "killed":
+                require_one_line(code, said)
             command.again(folder, resume_first=point % 2 == 1)
             require_same(contents(folder / "made"), expected)
         except AssertionError as error:

@@ -148,7 +148,8 @@ def written(folder: Path, *names: str) -> Path:
 def test_a_run_replaces_what_it_wrote_and_nothing_else(tmp_path):
     run = written(tmp_path / "run", "recipe.yaml")
     final = written(
-        run / "seed-0" / "hau" / "model", "config.json", "model-00001-of-00002.safetensors"
+        run / "seed-0" / "hau" / "model",
+        *("config.json", "model-00001-of-00002.safetensors", ".README.md.4711.partial"),
     )
     replace_folder(written(run / "partial", "config.json", "model.safetensors"), final)
     assert sorted(path.name for path in final.iterdir()) == ["config.json", "model.safetensors"]
